@@ -1,0 +1,112 @@
+"""ldeval: what fine-tuning does to a language model's beliefs.
+
+    import ldeval
+
+    table = ldeval.score("path/to/model", "probes.jsonl")    # one model
+    run = ldeval.load_run("store/my-run")                     # a sweep's tables
+    comparison = ldeval.diff(run)                             # what changed
+    comparison.to_pandas()
+
+Importing ldeval imports nothing heavy; what a function needs is imported when called.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ldeval.errors import LdevalError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ldeval.probes import ProbeSet
+    from ldeval.records import Comparison, ScoreTable
+
+__all__ = ["LdevalError", "__version__", "diff", "load_run", "score"]
+__version__ = version("ldeval")
+
+
+def score(
+    model: str | Path,
+    probes: str | Path | ProbeSet | None = None,
+    *,
+    backend: str = "hf",
+    model_args: Mapping[str, Any] | None = None,
+    apply_chat_template: bool = False,
+) -> ScoreTable:
+    """Score one model on a probe set.
+
+    Args:
+        model: folder of a full-weight checkpoint.
+        probes: a probe file or set; None for the bundled set.
+        backend: as in ``lm_eval --model``.
+        model_args: as in ``lm_eval --model_args``, without ``pretrained``.
+        apply_chat_template: put text prompts through the chat template.
+
+    Raises:
+        LdevalError: naming what is wrong with the probes, the model or the scores.
+    """
+    from ldeval.sweep import score_model
+
+    return score_model(
+        str(model),
+        _probe_set(probes),
+        backend=backend,
+        model_args=model_args or {},
+        apply_chat_template=apply_chat_template,
+    )
+
+
+def load_run(path: str | Path) -> list[ScoreTable]:
+    """The complete tables of a run, by step.
+
+    Args:
+        path: ``STORE/RUN``.
+
+    Raises:
+        StoreError: when there is none, or one is damaged.
+    """
+    from ldeval.store import load_run as load
+
+    return load(path)
+
+
+def diff(
+    run: str | Path | Sequence[ScoreTable], *, allow_mixed: bool = False
+) -> Comparison:
+    """Compare successive checkpoints, and the first with the last.
+
+    Args:
+        run: ``STORE/RUN``, or tables of one run.
+        allow_mixed: compare even where backends or dtypes differ.
+
+    Raises:
+        MismatchError: when the tables must not be compared, naming both values.
+    """
+    from pathlib import Path
+
+    from ldeval.compare import compare_run
+    from ldeval.store import load_run, read_trained
+
+    if isinstance(run, (str, Path)):
+        folder = Path(run)
+        return compare_run(
+            load_run(folder),
+            run=folder.name,
+            trained_log=read_trained(folder),
+            allow_mixed=allow_mixed,
+        )
+    tables = list(run)
+    name = tables[0].manifest.run if tables else ""
+    return compare_run(tables, run=name, allow_mixed=allow_mixed)
+
+
+def _probe_set(probes: str | Path | ProbeSet | None) -> ProbeSet:
+    from ldeval.bundled import bundled_probes
+    from ldeval.probes import ProbeSet, read_probes
+
+    if isinstance(probes, ProbeSet):
+        return probes
+    return read_probes(bundled_probes() if probes is None else probes)

@@ -1,0 +1,192 @@
+"""Find the checkpoints of a run, order them by step, and look at their weight files.
+
+Only safetensors are ever read: a pickled checkpoint runs code when it is loaded. A
+checkpoint that cannot be used is reported with its reason, never passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ldeval.errors import CheckpointError, MissingExtraError
+from ldeval.records import Checkpoint
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class BrokenCheckpoint:
+    """A checkpoint folder that cannot be scored, and why."""
+
+    path: str
+    step: int
+    reason: str
+
+
+def find_checkpoints(run: str | Path) -> list[Checkpoint]:
+    """The ``checkpoint-N`` folders of a run, by step.
+
+    Folders are not opened: whether the weights can be read shows when they are.
+
+    Raises:
+        CheckpointError: when the folder is missing or holds no checkpoints.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder. Give the run's output_dir.")
+    found = sorted(
+        (int(match.group(1)), path)
+        for path in folder.iterdir()
+        if path.is_dir() and (match := _CHECKPOINT.fullmatch(path.name))
+    )
+    if not found:
+        raise CheckpointError(
+            f"{folder}: no checkpoint-N folders in it. Give the run's output_dir, and "
+            "save checkpoints while training (save_strategy='steps')."
+        )
+    return [describe_checkpoint(path, step) for step, path in found]
+
+
+def describe_checkpoint(path: str | Path, step: int) -> Checkpoint:
+    """A checkpoint record: full weights, or an adapter with its base."""
+    folder = Path(path)
+    config = folder / _ADAPTER
+    if not config.is_file():
+        return Checkpoint(str(folder), step)
+    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return Checkpoint(str(folder), step, "adapter", base)
+
+
+def is_saved(checkpoint: Checkpoint) -> bool:
+    """Whether the trainer has finished writing it: the trainer state comes last."""
+    folder = Path(checkpoint.path)
+    return (folder / "trainer_state.json").is_file() and any(_weight_files(folder))
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    yield from sorted(folder.glob("*.safetensors"))
+
+
+def check_weights(checkpoint: Checkpoint) -> None:
+    """Open every weight file and check that it is whole.
+
+    Raises:
+        CheckpointError: naming the file, what is wrong and what to do.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingExtraError("safetensors", "hf") from error
+    folder = Path(checkpoint.path)
+    files = list(_weight_files(folder))
+    if not files:
+        pickled = [path.name for glob in _PICKLED for path in folder.glob(glob)]
+        if pickled:
+            raise CheckpointError(
+                f"{folder}: only pickled weights ({', '.join(sorted(pickled)[:3])}), "
+                "which run code when they are loaded. Save as safetensors "
+                "(model.save_pretrained(…)) and try again."
+            )
+        raise CheckpointError(f"{folder}: no *.safetensors in it.")
+    for path in files:
+        try:
+            with safe_open(str(path), framework="np") as handle:
+                names = len(handle.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read as safetensors ({error}); it has "
+                f"{path.stat().st_size} bytes. Was it cut short while being written or "
+                "copied? Save or copy it again."
+            ) from error
+        if not names:
+            raise CheckpointError(f"{path}: holds no tensors.")
+
+
+def weights_hash(folder: str | Path) -> str:
+    """SHA-256 over the name, type, shape and content of every tensor, by name.
+
+    The same weights have the same hash however they are split into files, and whatever
+    release saved them.
+
+    Raises:
+        CheckpointError: when there are none.
+    """
+    entries = sorted(_tensor_headers(folder), key=lambda item: item[0])
+    if not entries:
+        raise CheckpointError(f"{folder}: no *.safetensors in it.")
+    digest = hashlib.sha256()
+    handles: dict[Path, BinaryIO] = {}
+    try:
+        for name, entry, path, data_start in entries:
+            if path not in handles:
+                handles[path] = path.open("rb")
+            handle = handles[path]
+            shape = ",".join(map(str, entry["shape"]))
+            digest.update(f"{name} {entry['dtype']} {shape}\n".encode())
+            start, stop = entry["data_offsets"]
+            handle.seek(data_start + start)
+            _update(digest, handle, stop - start)
+    finally:
+        for handle in handles.values():
+            handle.close()
+    return digest.hexdigest()
+
+
+def _update(digest: Any, handle: BinaryIO, length: int) -> None:
+    while length > 0:
+        chunk = handle.read(min(length, 1 << 22))
+        if not chunk:
+            raise CheckpointError(f"{handle.name}: ends before its last tensor.")
+        digest.update(chunk)
+        length -= len(chunk)
+
+
+def _tensor_headers(
+    folder: str | Path,
+) -> Iterator[tuple[str, dict[str, Any], Path, int]]:
+    """(name, header entry, file, where its data begin) of each tensor, from the files'
+    headers alone."""
+    for path in _weight_files(Path(folder)):
+        with path.open("rb") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(size))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield name, entry, path, 8 + size
+
+
+def stored_dtype(folder: str | Path) -> str | None:
+    """The floating-point type that most stored bytes have, e.g. ``F32``.
+
+    Saving in a low precision rounds small updates away, so both sides of a diff should
+    be stored alike.
+    """
+    counts: dict[str, int] = {}
+    for _, entry, _, _ in _tensor_headers(folder):
+        start, stop = entry["data_offsets"]
+        counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + stop - start
+    return max(counts, key=lambda name: counts[name]) if counts else None
+
+
+def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, by name; an output layer stored beside a tied embedding
+    is left out, since some savers write it and some do not."""
+    shapes = {
+        name: tuple(entry["shape"]) for name, entry, *_ in _tensor_headers(folder)
+    }
+    shapes.pop("lm_head.weight", None)
+    return shapes
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a tokenizer was saved beside the weights."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    return any((Path(folder) / name).is_file() for name in names)

@@ -1,0 +1,397 @@
+"""The command line: parse, call, print. Nothing is decided here.
+
+Exit status: 0 done; 1 done, but something is wrong that was listed (a broken
+checkpoint, a verdict asked for with --fail-on); 2 could not be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldeval.bundled import bundled_probes, tasks_folder
+from ldeval.errors import LdevalError, MismatchError, ProbeError
+from ldeval.records import KIND_NAMES
+
+Handler = Callable[[argparse.Namespace], int]
+
+VERDICTS = (
+    "squeezing",
+    "squeezing_chosen_held",
+    "likelihood_displacement",
+    "learning",
+    "hallucination_pull",
+    "ungrammatical_leakage",
+    "repetition",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.WARNING if options.quiet else logging.INFO,
+        format="%(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return int(options.handler(options))
+    except LdevalError as error:
+        print(f"ldeval: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ldeval: interrupted; finished work is kept", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="ldeval", description="See what fine-tuning does to a model's beliefs."
+    )
+    root.add_argument("-q", "--quiet", action="store_true", help="warnings only")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    _probes_commands(commands)
+    _sweep_command(commands)
+    _diff_command(commands)
+    _report_command(commands)
+    command = _add(commands, "ls", _ls, "list the runs of a store and their steps")
+    command.add_argument("store", type=Path)
+    command = _add(commands, "validate", _validate, "check a probe file or a store")
+    command.add_argument("path", type=Path)
+    _add(commands, "tasks", _tasks, "print the tasks folder, for --include_path")
+    _add(commands, "doctor", _doctor, "check the installation and name the cures")
+    return root
+
+
+def _add(
+    commands: Any, name: str, handler: Handler, summary: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary.capitalize() + "."
+    )
+    command.set_defaults(handler=handler)
+    return command
+
+
+# ----------------------------------------------------------------------------- probes
+
+
+def _probes_commands(commands: Any) -> None:
+    group = commands.add_parser("probes", help="check, show, import, sample probes")
+    sub = group.add_subparsers(required=True, metavar="COMMAND")
+    command = _add(sub, "check", _probes_check, "validate a probe file and count kinds")
+    command.add_argument("file", type=Path, nargs="?", default=None)
+    command = _add(sub, "show", _probes_show, "print probes")
+    command.add_argument("file", type=Path, nargs="?", default=None)
+    command.add_argument("--id", help="only this probe")
+    command.add_argument("-n", type=int, default=1, help="how many (default 1)")
+    command = _add(sub, "import", _probes_import, "convert a probe file of others")
+    command.add_argument("file", type=Path)
+    command.add_argument("--format", choices=["reference"], required=True)
+    command.add_argument("-o", "--output", type=Path, required=True)
+    command.add_argument(
+        "--heldout", action="store_true", help="its prompts are not trained on"
+    )
+    command = _add(sub, "initial", _probes_initial, "sample 'initial' responses anew")
+    command.add_argument("file", type=Path, nargs="?", default=None)
+    command.add_argument("--model", required=True, help="the model before training")
+    command.add_argument("-o", "--output", type=Path, required=True)
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _probes_check(options: argparse.Namespace) -> int:
+    from ldeval.probes import count_kinds, read_probes
+
+    probes = read_probes(options.file or bundled_probes())
+    trained = [probe for probe in probes if probe.trained]
+    heldout = [probe for probe in probes if not probe.trained]
+    print(f"{probes.path}: {len(probes)} probes, hash {probes.content_hash[:16]}")
+    print(f"{'kind':<20}{'trained':>9}{'held out':>10}")
+    counts = count_kinds(trained), count_kinds(heldout)
+    for kind in KIND_NAMES:
+        print(f"{kind:<20}{counts[0][kind]:>9}{counts[1][kind]:>10}")
+    missing = [k for k in KIND_NAMES if counts[0][k] + counts[1][k] < len(probes)]
+    if missing:
+        print(f"not every probe has: {', '.join(missing)}")
+    return 0
+
+
+def _probes_show(options: argparse.Namespace) -> int:
+    from ldeval.probes import probe_to_record, read_probes
+
+    probes = read_probes(options.file or bundled_probes())
+    wanted = [p for p in probes if options.id in (None, p.probe_id)]
+    if not wanted:
+        raise ProbeError(
+            f"no probe {options.id!r}.",
+            path=probes.path,
+            remedy=f"The first is {probes.probes[0].probe_id!r}.",
+        )
+    for probe in wanted[: options.n]:
+        print(json.dumps(probe_to_record(probe), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _probes_import(options: argparse.Namespace) -> int:
+    from ldeval.probes import import_reference, write_probes
+
+    probes, report = import_reference(options.file, trained=not options.heldout)
+    write_probes(options.output, probes)
+    print(f"{options.output}: {report.probes} probes")
+    for title, items in (
+        ("empty responses left out", report.empty),
+        ("leading whitespace made that of chosen", report.respaced),
+        ("permutations equal to chosen, kept", report.same_as_chosen),
+    ):
+        print(f"{title}: {len(items)}")
+        for probe_id, kind in items[:30]:
+            print(f"  {probe_id} {kind}")
+        if len(items) > 30:
+            print(f"  … and {len(items) - 30} more")
+    print(f"fields not scored (chosen_selfr): {report.skipped_fields}")
+    return 0
+
+
+def _probes_initial(options: argparse.Namespace) -> int:
+    from ldeval.probes import read_probes, write_probes
+    from ldeval.scoring.generate import sample_initial
+
+    probes = read_probes(options.file or bundled_probes())
+    sampled = sample_initial(probes, options.model, seed=options.seed)
+    write_probes(options.output, sampled)
+    missing = [p.probe_id for p in sampled if "initial" not in p.responses]
+    print(f"{options.output}: {len(sampled) - len(missing)} sampled responses")
+    if missing:
+        print(f"only empty samples for: {', '.join(missing)}")
+    return 0
+
+
+# ------------------------------------------------------------------------------ sweep
+
+
+def _sweep_command(commands: Any) -> None:
+    command = _add(commands, "sweep", _sweep, "score every checkpoint of a run")
+    command.add_argument("run_dir", type=Path, help="folder of checkpoint-N folders")
+    command.add_argument(
+        "--then",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN_DIR",
+        help="a stage that started from the last checkpoint of the one before",
+    )
+    command.add_argument("--store", type=Path, required=True)
+    command.add_argument("--run", help="name in the store (default: the folder's)")
+    command.add_argument("--probes", type=Path, help="default: the bundled set")
+    command.add_argument("--base", help="model before training, scored as step 0")
+    command.add_argument(
+        "--initial-model",
+        help="the model that 'initial' responses must come from, where the run's base "
+        "is itself fine-tuned (default: --base)",
+    )
+    command.add_argument("--model", default="hf", help="harness model type")
+    command.add_argument("--model_args", default="", help="as in lm_eval")
+    command.add_argument("--apply_chat_template", action="store_true")
+    command.add_argument("--system_instruction")
+    command.add_argument("--span", choices=["trl", "no_end"], default="trl")
+    command.add_argument(
+        "--limit", type=int, nargs=2, metavar=("TRAINED", "HELDOUT"), default=None
+    )
+    command.add_argument(
+        "--watch", action="store_true", help="score checkpoints as they appear"
+    )
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from lm_eval.utils import simple_parse_args_string
+
+    from ldeval.probes import read_probes
+    from ldeval.sweep import SweepSettings, sweep_stages, watch
+
+    probes = read_probes(options.probes or bundled_probes())
+    if options.limit is not None:
+        probes = probes.limited(*options.limit)
+    settings = SweepSettings(
+        probes=probes,
+        store=options.store,
+        run=options.run or options.run_dir.resolve().name,
+        model=options.model,
+        model_args=simple_parse_args_string(options.model_args),
+        span=options.span,
+        apply_chat_template=options.apply_chat_template,
+        system_instruction=options.system_instruction,
+        initial_model=options.initial_model,
+        base=options.base,
+        progress=not options.quiet,
+    )
+    if options.watch:
+        results = {settings.run: watch(options.run_dir, settings)}
+    else:
+        results = sweep_stages([options.run_dir, *options.then], settings)
+    for name, result in results.items():
+        print(
+            f"{options.store / name}: scored {len(result.scored)} checkpoints, kept "
+            f"{len(result.kept)} finished ones, {len(result.broken)} broken"
+        )
+        for broken in result.broken:
+            print(f"  step {broken.step}: {broken.reason}")
+    return 1 if any(result.broken for result in results.values()) else 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    from ldeval.store import list_runs, read_manifest
+
+    runs = list_runs(options.store)
+    if not runs:
+        print(f"{options.store}: no runs")
+    for name, steps in runs.items():
+        print(name)
+        for item in steps:
+            if not item.complete:
+                print(f"  step {item.step:>6}  incomplete: the same sweep goes on here")
+                continue
+            manifest = read_manifest(item.folder)
+            print(
+                f"  step {item.step:>6}  {manifest.n_responses} responses, "
+                f"{manifest.n_tokens} tokens, {manifest.backend} {manifest.dtype}, "
+                f"excluded {len(manifest.excluded)}, {manifest.checkpoint}"
+            )
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from ldeval.errors import StoreError
+    from ldeval.store import list_runs, read_table
+
+    if options.path.is_file():
+        options.file = options.path
+        return _probes_check(options)
+    faults = checked = 0
+    for name, steps in list_runs(options.path).items():
+        for item in steps:
+            checked += 1
+            try:
+                read_table(item.folder)
+            except StoreError as error:
+                faults += 1
+                print(f"{name} step {item.step}: {error}")
+    print(f"{options.path}: {checked} tables checked, {faults} with faults")
+    return 1 if faults else 0
+
+
+# ----------------------------------------------------------------------- diff, report
+
+
+def _diff_command(commands: Any) -> None:
+    command = _add(commands, "diff", _diff, "what changed between checkpoints")
+    command.add_argument(
+        "run",
+        type=Path,
+        nargs="+",
+        help="STORE/RUN; or two --output_path folders of plain lm_eval runs",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
+    command.add_argument("--report", type=Path, metavar="DIR", help="write a report")
+    command.add_argument(
+        "--allow-mixed", action="store_true", help="backends or dtypes may differ"
+    )
+    command.add_argument(
+        "--fail-on",
+        action="append",
+        choices=VERDICTS,
+        default=[],
+        help="exit 1 where this verdict holds on trained probes",
+    )
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from ldeval.report import dumps, print_summary, write_report
+
+    comparison = _comparison(options.run, options.allow_mixed)
+    print(print_summary(comparison))
+    if options.json is not None:
+        options.json.write_text(dumps(comparison), encoding="utf-8")
+    if options.report is not None:
+        path = write_report([comparison], options.report, title=comparison.run)
+        print(f"report: {path}")
+    held = [
+        verdict.name
+        for verdict in comparison.verdicts
+        if verdict.state == "holds"
+        and verdict.split == "trained"
+        and verdict.name in options.fail_on
+    ]
+    if held:
+        print(f"ldeval: --fail-on: {', '.join(held)} holds", file=sys.stderr)
+    return 1 if held else 0
+
+
+def _comparison(paths: Sequence[Path], allow_mixed: bool) -> Any:
+    """Compare a stored run, or two folders of plain harness runs."""
+    import ldeval
+    from ldeval.compare import compare_run
+    from ldeval.harness import read_output
+    from ldeval.scoring.tables import as_reference, attach_reference, reference_ids
+
+    if len(paths) == 1:
+        return ldeval.diff(paths[0], allow_mixed=allow_mixed)
+    if len(paths) != 2:
+        raise MismatchError(
+            f"{len(paths)} folders were given. Give one STORE/RUN, or the two "
+            "--output_path folders of two lm_eval runs."
+        )
+    name = f"{paths[0].name} to {paths[1].name}"
+    before = as_reference(read_output(paths[0], run=name, step=0))
+    after = read_output(paths[1], run=name, step=1)
+    after = attach_reference(after, reference_ids(before), 0)
+    return compare_run([before, after], run=name, allow_mixed=allow_mixed)
+
+
+def _report_command(commands: Any) -> None:
+    command = _add(commands, "report", _report, "write a report of one or more runs")
+    command.add_argument("runs", type=Path, nargs="+", metavar="STORE/RUN")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    command.add_argument("--title", default="What training did")
+    command.add_argument("--allow-mixed", action="store_true")
+
+
+def _report(options: argparse.Namespace) -> int:
+    import ldeval
+    from ldeval.report import print_summary, write_report
+
+    comparisons = [
+        ldeval.diff(run, allow_mixed=options.allow_mixed) for run in options.runs
+    ]
+    path = write_report(comparisons, options.output, title=options.title)
+    for comparison in comparisons:
+        print(print_summary(comparison))
+    print(f"report: {path}")
+    return 0
+
+
+# ----------------------------------------------------------------------- installation
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    print(tasks_folder())
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from ldeval.doctor import findings
+
+    faults = 0
+    for finding in findings():
+        faults += not finding.good
+        print(f"{'ok  ' if finding.good else 'FIX '} {finding.text}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Every error that ldeval raises on purpose.
+
+One rooted tree, so that a caller can catch ``LdevalError`` and be sure of the rest.
+Each child is also the standard error it resembles, so code that knows nothing of
+ldeval still handles it sensibly::
+
+    LdevalError
+    ├── ProbeError (ValueError)            a probe file or a probe is malformed
+    ├── CheckpointError (ValueError)       a checkpoint cannot be read or trusted
+    ├── StoreError (OSError)               a stored table is missing or damaged
+    │   └── IncompleteError                no manifest: scoring never finished
+    ├── MismatchError (ValueError)         two tables that must not be compared
+    ├── ScoringError (RuntimeError)        a backend could not give a trustworthy score
+    │   └── UnsupportedBackendError        a setting or model not scored exactly
+    └── MissingExtraError (ImportError)    an optional package is not installed
+
+Messages name what came, what is valid and what to do next.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LdevalError(Exception):
+    """Root of every error that ldeval raises on purpose."""
+
+
+class ProbeError(LdevalError, ValueError):
+    """A probe file, or one probe in it, is malformed."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | Path | None = None,
+        line: int | None = None,
+        field: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.path = None if path is None else str(path)
+        """File that holds the fault, when there is one."""
+        self.line = line
+        """Line of the fault, counted from 1."""
+        self.field = field
+        """Field of the record, dotted (``responses.chosen``)."""
+        self.remedy = remedy
+        """What the user can do about it."""
+        place = "" if self.path is None else self.path
+        if line is not None:
+            place += f":{line}" if place else f"line {line}"
+        text = f"{place}: " if place else ""
+        if field is not None:
+            text += f"field '{field}': "
+        text += message
+        if remedy is not None:
+            text += f" {remedy}"
+        super().__init__(text)
+
+
+class CheckpointError(LdevalError, ValueError):
+    """A checkpoint cannot be read, is of a foreign layout, or must not be trusted."""
+
+
+class StoreError(LdevalError, OSError):
+    """A stored table is missing, damaged or written by another schema."""
+
+
+class IncompleteError(StoreError):
+    """The folder has no manifest: scoring into it never finished."""
+
+
+class MismatchError(LdevalError, ValueError):
+    """Two tables that must not be compared; the message names both values."""
+
+
+class ScoringError(LdevalError, RuntimeError):
+    """A backend could not give a score that can be trusted."""
+
+
+class UnsupportedBackendError(ScoringError):
+    """A model type or a setting for which exact per-token scores cannot be had."""
+
+
+class MissingExtraError(LdevalError, ImportError):
+    """An optional package is not installed; the message names the extra."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the package '{package}', which is not installed. "
+            f"Install it with: pip install 'ldeval[{extra}]'"
+        )

@@ -1,0 +1,1 @@
+"""Scoring: text to token ids, token ids to log-probabilities, one file a backend."""

@@ -1,0 +1,294 @@
+"""From a prompt and its responses to token ids and the scored span.
+
+The prompt and every prompt + response are tokenized whole; a response is what follows
+the longest token prefix that they all share with the prompt. TRL splits a pair this way
+(``DPOTrainer``, release 1.16); taken over *all* responses of a prompt, every kind is
+scored in the same context even where a tokenizer merges the prompt's last characters
+with a response's first. Such probes are reported, since their span begins inside the
+prompt.
+
+Message prompts always go through the chat template, and the template's tail (end of
+turn, newline) belongs to the response, as it does in TRL. Text prompts get the end
+token appended once; they go through the template only when that is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ldeval.errors import ScoringError
+from ldeval.records import KIND_NAMES, Excluded, Message, Probe, Span
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """How one model's text becomes tokens: what a backend lends to the encoder."""
+
+    encode: Callable[[str], list[int]]
+    """Plain text to ids, with the special tokens that the model's settings ask for."""
+    encode_rendered: Callable[[str], list[int]]
+    """Template output to ids: special tokens are in the text already."""
+    render: Callable[[Sequence[Message], bool], str] | None
+    """(messages, add_generation_prompt) to text; None without a chat template."""
+    end_token: str | None
+    """Text of the end token, or None where the tokenizer has none."""
+    max_length: int | None
+    """Longest scorable sequence, prompt and response, in tokens."""
+    tokenizer_hash: str
+    template_hash: str | None
+    """Hash of the chat template; None where the tokenizer has none."""
+
+
+@dataclass(frozen=True)
+class EncodedResponse:
+    """One response ready to be scored."""
+
+    kind: str
+    ids: tuple[int, ...]
+    """The whole sequence: shared context, then the response."""
+    start: int
+    """Index of the first scored token; equal for all responses of a probe."""
+    stop: int
+    """One past the last scored token."""
+
+
+@dataclass(frozen=True)
+class EncodedProbe:
+    """All responses of one probe, in the order of the kind table."""
+
+    probe_id: str
+    responses: tuple[EncodedResponse, ...]
+    merged: bool
+    """Whether tokens merge across the end of the prompt in some response."""
+    excluded: tuple[Excluded, ...]
+    """Responses that cannot be scored (too long), with the reason."""
+
+
+def encode_probe(
+    probe: Probe,
+    codec: TextCodec,
+    *,
+    span: Span = "trl",
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+) -> EncodedProbe:
+    """Tokenize a probe.
+
+    Args:
+        span: ``trl`` scores the whole response with its end; ``no_end`` leaves out what
+            the template or the end token adds after the answer.
+
+    Raises:
+        ScoringError: when a template is needed and the tokenizer has none, or when the
+            prompt leaves no context to predict the first token from.
+    """
+    if span not in ("trl", "no_end"):
+        raise ScoringError(
+            f"span {span!r} cannot be encoded here. Valid: 'trl', 'no_end'."
+        )
+    templated = apply_chat_template or not isinstance(probe.prompt, str)
+    texts = {k: probe.responses[k].text for k in KIND_NAMES if k in probe.responses}
+    if templated:
+        prompt_ids, whole, bare = _encode_messages(
+            probe, texts, codec, system_instruction
+        )
+    else:
+        prompt_ids, whole, bare = _encode_text(probe, texts, codec, system_instruction)
+    own = {k: common_prefix_length(prompt_ids, ids) for k, ids in whole.items()}
+    start = min(own.values())
+    if start == 0:
+        raise ScoringError(
+            f"probe {probe.probe_id!r}: prompt and responses share no first token, so "
+            "nothing predicts the response. Give the prompt a beginning, or use a "
+            "tokenizer with a begin-of-sequence token (add_bos_token=True)."
+        )
+    kept: list[EncodedResponse] = []
+    excluded: list[Excluded] = []
+    for kind, ids in whole.items():
+        stop = len(ids)
+        if span == "no_end":
+            stop = max(common_prefix_length(bare[kind], ids), start)
+        fault = _fault(len(ids), start, stop, codec.max_length)
+        if fault is None:
+            kept.append(EncodedResponse(kind, tuple(ids), start, stop))
+        else:
+            excluded.append(Excluded(probe.probe_id, kind, fault))
+    merged = any(length < len(prompt_ids) for length in own.values())
+    return EncodedProbe(probe.probe_id, tuple(kept), merged, tuple(excluded))
+
+
+def _fault(length: int, start: int, stop: int, limit: int | None) -> str | None:
+    if limit is not None and length > limit:
+        return f"truncated: {length} tokens with its prompt, the model takes {limit}"
+    if stop <= start:
+        return "no tokens of its own after the prompt"
+    return None
+
+
+_Encoded = tuple[list[int], dict[str, list[int]], dict[str, list[int]]]
+"""Prompt ids; by kind, ids of prompt + response with and without its end."""
+
+
+def _encode_text(
+    probe: Probe,
+    texts: Mapping[str, str],
+    codec: TextCodec,
+    system_instruction: str | None,
+) -> _Encoded:
+    assert isinstance(probe.prompt, str)
+    prompt = probe.prompt
+    if system_instruction:
+        prompt = f"{system_instruction}\n\n{prompt}"
+    bare = {k: codec.encode(prompt + text) for k, text in texts.items()}
+    end = codec.end_token
+    if end is None:
+        return codec.encode(prompt), bare, bare
+    whole = {
+        k: bare[k] if text.endswith(end) else codec.encode(prompt + text + end)
+        for k, text in texts.items()
+    }
+    return codec.encode(prompt), whole, bare
+
+
+def _encode_messages(
+    probe: Probe,
+    texts: Mapping[str, str],
+    codec: TextCodec,
+    system_instruction: str | None,
+) -> _Encoded:
+    if codec.render is None:
+        raise ScoringError(
+            f"probe {probe.probe_id!r} needs a chat template (its prompt is messages, "
+            "or a template was asked for), and the tokenizer has none. Score text "
+            "prompts without --apply_chat_template, or set a template."
+        )
+    messages = as_messages(probe.prompt, system_instruction)
+    opening = codec.render(messages, True)
+    whole, bare = {}, {}
+    for kind, text in texts.items():
+        answer = {"role": "assistant", "content": text}
+        rendered = codec.render([*messages, answer], False)
+        whole[kind] = codec.encode_rendered(rendered)
+        end = rendered.rfind(text.strip()) + len(text.strip())
+        bare[kind] = codec.encode_rendered(rendered[:end])
+    return codec.encode_rendered(opening), whole, bare
+
+
+def as_messages(
+    prompt: str | Sequence[Message], system_instruction: str | None = None
+) -> list[Message]:
+    """The prompt as chat messages, a system instruction first when there is one."""
+    if isinstance(prompt, str):
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+    else:
+        messages = [dict(message) for message in prompt]
+    if system_instruction:
+        messages.insert(0, {"role": "system", "content": system_instruction})
+    return messages
+
+
+def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    length = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+# ------------------------------------------------------------- codecs from tokenizers
+
+
+def codec_of(lm: Any) -> TextCodec:
+    """The codec of a harness model that has a transformers tokenizer.
+
+    ``add_bos_token`` and the like are honoured, since plain text goes through the
+    model's own ``tok_encode``; so are ``chat_template_args`` and ``enable_thinking``.
+
+    Raises:
+        ScoringError: when the model has no tokenizer.
+    """
+    tokenizer = getattr(lm, "tokenizer", None)
+    if tokenizer is None or not callable(getattr(lm, "tok_encode", None)):
+        raise ScoringError(f"{type(lm).__name__} has no tokenizer to encode with")
+    options = dict(getattr(lm, "chat_template_args", None) or {})
+    if getattr(lm, "enable_thinking", None) is not None:
+        options.setdefault("enable_thinking", lm.enable_thinking)
+    if getattr(lm, "hf_chat_template", None) is not None:
+        options["chat_template"] = lm.hf_chat_template
+    limit = getattr(lm, "max_length", None)
+    return tokenizer_codec(
+        tokenizer,
+        encode=lambda text: _ids(lm.tok_encode(text)),
+        max_length=None if limit is None else int(limit),
+        template_options=options,
+    )
+
+
+def tokenizer_codec(
+    tokenizer: Any,
+    *,
+    encode: Callable[[str], list[int]] | None = None,
+    max_length: int | None = None,
+    template_options: Mapping[str, Any] | None = None,
+) -> TextCodec:
+    """A codec straight from a transformers tokenizer."""
+    template = getattr(tokenizer, "chat_template", None)
+    options = dict(template_options or {})
+
+    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **options,
+        )
+        return str(text)
+
+    def encode_rendered(text: str) -> list[int]:
+        return _ids(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_plain(text: str) -> list[int]:
+        return _ids(tokenizer(text)["input_ids"])
+
+    return TextCodec(
+        encode=encode or encode_plain,
+        encode_rendered=encode_rendered,
+        render=render if template else None,
+        end_token=getattr(tokenizer, "eos_token", None),
+        max_length=max_length,
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        template_hash=_short_hash(_canonical(template)) if template else None,
+    )
+
+
+def _ids(value: Any) -> list[int]:
+    return [int(token) for token in value]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of what decides the token ids: vocabulary, merges, normalisation, special
+    tokens. The chat template is hashed apart."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        # set by the last call that padded or truncated, not part of the vocabulary
+        rules.pop("padding", None)
+        rules.pop("truncation", None)
+        return _short_hash(_canonical(rules))
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    special = sorted(map(str, getattr(tokenizer, "all_special_tokens", [])))
+    return _short_hash(_canonical([vocabulary, special]))
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

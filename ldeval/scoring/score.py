@@ -1,0 +1,416 @@
+"""Score probes with a harness model: choose the tier, encode, run, check, gather.
+
+Both doors come here: the harness's request type (:mod:`request`) and the sweep. The
+tier is chosen by what the model can do, not by what it inherits from: native per-token
+scores; sums on our token ids; or the harness's plain loglikelihood on text.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import Any, Literal, cast
+
+from tqdm import tqdm
+
+from ldeval.errors import ScoringError
+from ldeval.records import TOP_K, Excluded, IntArray, Probe, Span, TokenScores
+from ldeval.scoring import fallback
+from ldeval.scoring.batch import ScoreRequest, checked
+from ldeval.scoring.encode import (
+    EncodedProbe,
+    as_messages,
+    codec_of,
+    encode_probe,
+)
+
+log = logging.getLogger(__name__)
+
+Tier = Literal["native", "tokens", "text"]
+Key = tuple[str, str]
+"""(probe_id, kind)."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How one model is scored; one row of a table stands on one of these."""
+
+    name: str
+    """``hf``, ``vllm``, or the class name of the model."""
+    tier: Tier
+    dtype: str
+    vocab_size: int | None
+    versions: Mapping[str, str]
+    tokenizer_hash: str
+    template_hash: str | None
+    """Hash of the tokenizer's template, used or not; None where it has none."""
+
+
+@dataclass(frozen=True)
+class ResponseScore:
+    """The score of one response, as far as the tier can give it."""
+
+    logprob_sum: float
+    """Σ ln p, nats."""
+    tokens: TokenScores | None
+    """Per token, in the native tier."""
+    token_ids: tuple[int, ...] | None
+    """The scored tokens, unless the tier takes text."""
+    all_argmax: bool | None = None
+    """Whether every token is the argmax, where no token scores say so."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Everything that scoring a set of probes gave."""
+
+    backend: Backend
+    span: Span
+    template_used: bool
+    scores: Mapping[Key, ResponseScore]
+    excluded: tuple[Excluded, ...]
+    split_exceptions: tuple[str, ...]
+    """Probes in which tokens merge across the end of the prompt."""
+    notes: tuple[str, ...]
+
+
+def backend_of(lm: Any) -> Backend:
+    """Choose the tier of a harness model, and name what computes its scores.
+
+    Raises:
+        UnsupportedBackendError: for a setting that changes what a score means.
+    """
+    if _is_transformers(lm):
+        from ldeval.scoring import hf
+
+        hf.check_settings(lm)
+        parameter = next(lm.model.parameters())
+        width = int(lm.model.get_output_embeddings().weight.shape[0])
+        return _backend(
+            lm, "hf", "native", str(parameter.dtype), width, ["transformers", "torch"]
+        )
+    if _is_local_vllm(lm):
+        from ldeval.scoring import vllm
+
+        vllm.check_settings(lm)
+        config = lm.model.llm_engine.model_config
+        dtype, width = str(config.dtype), int(config.get_vocab_size())
+        return _backend(lm, "vllm", "native", dtype, width, ["vllm", "torch"])
+    if fallback.takes_tokens(lm):
+        return _backend(lm, type(lm).__name__, "tokens", "unknown", None, [])
+    return _backend(lm, type(lm).__name__, "text", "unknown", None, [])
+
+
+def _is_transformers(lm: Any) -> bool:
+    """Whether ``lm`` runs the plain forward pass of a transformers causal model.
+
+    Subclasses of the harness's HFLM include sequence-to-sequence, Mamba and steered
+    models with a forward pass of their own: those are left to the slower tiers.
+    """
+    base = _harness_class(lm, "lm_eval.models.huggingface", "HFLM")
+    return (
+        base is not None
+        and lm.backend == "causal"
+        and type(lm)._model_call is base._model_call
+        and callable(getattr(lm, "model", None))
+    )
+
+
+def _is_local_vllm(lm: Any) -> bool:
+    """Whether ``lm`` holds a vLLM engine (data_parallel_size > 1: it holds none)."""
+    return (
+        _harness_class(lm, "lm_eval.models.vllm_causallms", "VLLM") is not None
+        and lm.data_parallel_size <= 1
+        and hasattr(lm.model, "llm_engine")
+    )
+
+
+def _harness_class(lm: Any, module: str, name: str) -> Any:
+    """The named class among the model's bases, without importing its packages."""
+    for base in type(lm).__mro__:
+        if base.__module__ == module and base.__name__ == name:
+            return base
+    return None
+
+
+def _backend(
+    lm: Any,
+    name: str,
+    tier: Tier,
+    dtype: str,
+    vocab_size: int | None,
+    packages: Sequence[str],
+) -> Backend:
+    codec = None if tier == "text" else codec_of(lm)
+    versions = {p: metadata.version(p) for p in ["ldeval", "lm_eval", *packages]}
+    return Backend(
+        name=name,
+        tier=tier,
+        dtype=dtype.removeprefix("torch."),
+        vocab_size=vocab_size,
+        versions=versions,
+        tokenizer_hash="unknown" if codec is None else codec.tokenizer_hash,
+        template_hash=None if codec is None else codec.template_hash,
+    )
+
+
+def score_probes(
+    lm: Any,
+    probes: Sequence[Probe],
+    *,
+    span: Span = "trl",
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+    origin_weights: str | None = None,
+    wanted: Collection[Key] | None = None,
+    reference: Mapping[Key, IntArray] | None = None,
+    top_k: int = TOP_K,
+    progress: bool = True,
+) -> Scored:
+    """Score the responses of probes.
+
+    Args:
+        lm: any harness model.
+        probes: whole probes: the shared context is taken over all their responses,
+            even when only some are scored.
+        origin_weights: weight hash of the model before training; ``initial`` responses
+            that were sampled from another model are excluded. None: only those of a
+            model with another tokenizer are.
+        wanted: the responses to score; None for all.
+        reference: by response, [n, k] ids whose ln p is wanted at each position.
+        top_k: how many of the most probable tokens to keep at each position.
+        progress: show a progress bar.
+
+    Raises:
+        ScoringError: when a score cannot be trusted; nothing is returned then.
+    """
+    backend = backend_of(lm)
+    notes = _notes(backend, probes, apply_chat_template)
+    for note in notes:
+        log.warning(note)
+    fitting, foreign = _without_foreign_initial(probes, backend, origin_weights)
+    if backend.tier == "text":
+        scores = _score_texts(
+            lm, fitting, apply_chat_template, system_instruction, wanted
+        )
+        return Scored(
+            backend, "lm_eval", apply_chat_template, scores, foreign, (), notes
+        )
+    encoded = encode_probes(
+        lm,
+        fitting,
+        span=span,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
+    )
+    requests = list(score_requests(encoded, wanted, reference or {}))
+    scores = _run(lm, backend, requests, top_k, progress)
+    unscored = (*foreign, *(item for probe in encoded for item in probe.excluded))
+    return Scored(
+        backend,
+        span,
+        apply_chat_template or any(not isinstance(p.prompt, str) for p in probes),
+        scores,
+        tuple(
+            item
+            for item in unscored
+            if wanted is None or (item.probe_id, item.kind) in wanted
+        ),
+        tuple(probe.probe_id for probe in encoded if probe.merged),
+        notes,
+    )
+
+
+def _without_foreign_initial(
+    probes: Sequence[Probe], backend: Backend, origin_weights: str | None
+) -> tuple[list[Probe], tuple[Excluded, ...]]:
+    """Leave out ``initial`` responses that another model gave: they are not samples of
+    the model before *this* training."""
+    kept: list[Probe] = []
+    foreign: list[Excluded] = []
+    for probe in probes:
+        source = probe.meta.get("initial_model")
+        reason = None
+        if "initial" in probe.responses and isinstance(source, Mapping):
+            reason = _foreign(source, backend.tokenizer_hash, origin_weights)
+        if reason is not None:
+            foreign.append(Excluded(probe.probe_id, "initial", reason))
+            rest = {k: r for k, r in probe.responses.items() if k != "initial"}
+            probe = replace(probe, responses=rest)
+        kept.append(probe)
+    return kept, tuple(foreign)
+
+
+def _foreign(
+    source: Mapping[str, Any], tokenizer: str, origin_weights: str | None
+) -> str | None:
+    remedy = "sample it anew: ldeval probes initial --model DIR"
+    if origin_weights is not None and source.get("weights") != origin_weights:
+        return f"sampled from a model with other weights than this run's; {remedy}"
+    if tokenizer not in ("unknown", source.get("tokenizer")):
+        return f"sampled from a model with another tokenizer; {remedy}"
+    return None
+
+
+def encode_probes(
+    lm: Any,
+    probes: Sequence[Probe],
+    *,
+    span: Span,
+    apply_chat_template: bool,
+    system_instruction: str | None,
+) -> list[EncodedProbe]:
+    """Tokenize probes with a model's own tokenizer, template and length limit."""
+    codec = codec_of(lm)
+    if _is_local_vllm(lm):
+        from ldeval.scoring import vllm
+
+        codec = replace(codec, max_length=vllm.max_length(lm))
+    return [
+        encode_probe(
+            probe,
+            codec,
+            span=span,
+            apply_chat_template=apply_chat_template,
+            system_instruction=system_instruction,
+        )
+        for probe in probes
+    ]
+
+
+def score_requests(
+    encoded: Iterable[EncodedProbe],
+    wanted: Collection[Key] | None,
+    reference: Mapping[Key, IntArray],
+) -> Iterator[ScoreRequest]:
+    """What to ask a backend for: the wanted responses of encoded probes.
+
+    Raises:
+        ScoringError: when a response has another length than its reference.
+    """
+    for probe in encoded:
+        for response in probe.responses:
+            key = (probe.probe_id, response.kind)
+            if wanted is not None and key not in wanted:
+                continue
+            ids = reference.get(key)
+            if ids is not None and len(ids) != response.stop - response.start:
+                raise ScoringError(
+                    f"probe {key[0]!r}, response {key[1]!r}: the first checkpoint "
+                    f"scored {len(ids)} tokens, this one has "
+                    f"{response.stop - response.start}. Do both use one tokenizer?"
+                )
+            yield ScoreRequest(
+                probe.probe_id,
+                response.kind,
+                response.ids,
+                response.start,
+                response.stop,
+                ids,
+            )
+
+
+def _run(
+    lm: Any,
+    backend: Backend,
+    requests: Sequence[ScoreRequest],
+    top_k: int,
+    progress: bool,
+) -> dict[Key, ResponseScore]:
+    def key(request: ScoreRequest) -> Key:
+        return (request.probe_id, request.kind)
+
+    def ids(request: ScoreRequest) -> tuple[int, ...]:
+        return request.ids[request.start : request.stop]
+
+    if backend.tier == "tokens":
+        sums = fallback.score_tokens(lm, requests)
+        return {
+            key(request): ResponseScore(
+                _finite(request, score.logprob_sum),
+                None,
+                ids(request),
+                score.all_argmax,
+            )
+            for request, score in zip(requests, sums, strict=True)
+        }
+    engine: Any
+    if backend.name == "hf":
+        from ldeval.scoring import hf as engine
+    else:
+        from ldeval.scoring import vllm as engine
+    answers: dict[Key, ResponseScore] = {}
+    bar = tqdm(total=len(requests), desc="Scoring responses", disable=not progress)
+    with bar:
+        for index, scores in engine.score(lm, requests, top_k=top_k):
+            request = requests[index]
+            tokens = checked(request, scores)
+            total = float(tokens.logprobs.sum(dtype="float64"))
+            answers[key(request)] = ResponseScore(total, tokens, ids(request))
+            bar.update(1)
+    # in the order asked, whatever order the engine answered in
+    return {key(request): answers[key(request)] for request in requests}
+
+
+def _finite(request: ScoreRequest, value: float) -> float:
+    if math.isnan(value):
+        raise ScoringError(
+            f"probe {request.probe_id!r}, response {request.kind!r}: the model "
+            "returned NaN. Is the checkpoint damaged, or does the dtype overflow?"
+        )
+    return value
+
+
+def _score_texts(
+    lm: Any,
+    probes: Sequence[Probe],
+    apply_chat_template: bool,
+    system_instruction: str | None,
+    wanted: Collection[Key] | None,
+) -> dict[Key, ResponseScore]:
+    keys: list[Key] = []
+    pairs: list[tuple[str, str]] = []
+    for probe in probes:
+        if isinstance(probe.prompt, str) and not apply_chat_template:
+            context = probe.prompt
+            if system_instruction:
+                context = f"{system_instruction}\n\n{context}"
+        else:
+            messages = as_messages(probe.prompt, system_instruction)
+            context = lm.apply_chat_template(cast(list[dict[str, str]], messages))
+        for kind, response in probe.responses.items():
+            if wanted is None or (probe.probe_id, kind) in wanted:
+                keys.append((probe.probe_id, kind))
+                pairs.append((context, response.text))
+    answers = fallback.score_texts(lm, pairs)
+    return {
+        key: ResponseScore(answer.logprob_sum, None, None, answer.all_argmax)
+        for key, answer in zip(keys, answers, strict=True)
+    }
+
+
+def _notes(
+    backend: Backend, probes: Sequence[Probe], apply_chat_template: bool
+) -> tuple[str, ...]:
+    notes = []
+    plain = any(isinstance(probe.prompt, str) for probe in probes)
+    if backend.template_hash is not None and plain and not apply_chat_template:
+        notes.append(
+            "The tokenizer has a chat template and it is not used: on a model tuned "
+            "for chat, scores then mix in how the model takes a raw prompt. Use "
+            "--apply_chat_template to score as it was trained."
+        )
+    if backend.tier == "tokens":
+        notes.append(
+            f"{backend.name} gives one sum a response: argmax, rank, entropy and "
+            "per-token columns are absent."
+        )
+    if backend.tier == "text":
+        notes.append(
+            f"{backend.name} takes text only: sums are the harness's loglikelihood "
+            "(span lm_eval) and are not comparable with any other span."
+        )
+    return tuple(notes)

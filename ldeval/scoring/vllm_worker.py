@@ -1,0 +1,69 @@
+"""What runs inside a vLLM worker: swap the weights of a live engine for a checkpoint's.
+
+vLLM's own in-place reload is silently wrong for tied embeddings: the output layer
+keeps the old matrix. An engine started with ``tie_word_embeddings`` off has an output
+layer of its own, which is fed the embedding a second time here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+)
+"""How checkpoints name their input embedding, after the module path."""
+
+
+class WeightSwap:
+    """Mixed into the worker class (``worker_extension_cls``)."""
+
+    def ldeval_swap(self, folder: str, tied: bool) -> int:
+        """Load a checkpoint's weights in place.
+
+        Args:
+            folder: of safetensors files.
+            tied: whether the output layer is the input embedding.
+
+        Returns:
+            How many tensors were loaded.
+        """
+        count = 0
+
+        def counted() -> Iterator[tuple[str, Any]]:
+            nonlocal count
+            for item in checkpoint_tensors(folder, tied):
+                count += 1
+                yield item
+
+        self.reload_weights(weights_iterator=counted())  # type: ignore[attr-defined]
+        return count
+
+
+def checkpoint_tensors(folder: str, tied: bool) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of every weight; a tied embedding again as ``lm_head.weight``.
+
+    Raises:
+        ValueError: when the embedding of a tied checkpoint cannot be found.
+    """
+    from safetensors import safe_open
+
+    embedding = None
+    has_head = False
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(str(path), framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118  # not a mapping
+                tensor = handle.get_tensor(name)
+                has_head = has_head or name == "lm_head.weight"
+                if name.endswith(EMBEDDINGS):
+                    embedding = tensor
+                yield name, tensor
+    if tied and not has_head:
+        if embedding is None:
+            raise ValueError(f"{folder}: no input embedding among its tensors")
+        yield "lm_head.weight", embedding

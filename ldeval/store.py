@@ -1,0 +1,366 @@
+"""Scores on disk: whole, hash-checked, resumable.
+
+::
+
+    <store>/<run>/
+        trained.jsonl           which examples each optimizer step trained on, if known
+        step_000120/
+            responses.parquet   one row a response: probe_id, kind, n_tokens, sums
+            tokens.parquet      one row a token, in the order of the responses
+            manifest.json       written last; its presence means complete
+
+Each file is written under a temporary name, flushed to disk and renamed; the manifest
+holds the size and SHA-256 of the others, so that what is half-written or damaged is
+never read as scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldeval.errors import IncompleteError, StoreError
+from ldeval.records import SCHEMA_VERSION, Excluded, Manifest, ScoreTable, TokenScores
+
+MANIFEST = "manifest.json"
+RESPONSES = "responses.parquet"
+TOKENS = "tokens.parquet"
+TRAINED = "trained.jsonl"
+_TOKENS_PER_ROW_GROUP = 65_536
+
+_WIDE = ("top_ids", "top_logprobs", "ref_ids", "ref_logprobs")
+"""Token columns that hold k values a row."""
+
+
+@dataclass(frozen=True)
+class StoredStep:
+    """One step folder of a run."""
+
+    step: int
+    folder: Path
+    complete: bool
+
+
+def step_folder(store: str | Path, run: str, step: int) -> Path:
+    """Where a step's table stands.
+
+    Raises:
+        StoreError: for a run name that would leave the store.
+    """
+    if not run or run in (".", "..") or "/" in run or os.sep in run or "\0" in run:
+        raise StoreError(
+            f"run name {run!r} is not a plain folder name. Give one with --run."
+        )
+    return Path(store) / run / f"step_{step:06d}"
+
+
+def list_runs(store: str | Path) -> dict[str, list[StoredStep]]:
+    """Runs of a store and their steps, by name and step.
+
+    Raises:
+        StoreError: when the store does not exist.
+    """
+    root = Path(store)
+    if not root.is_dir():
+        raise StoreError(f"{root}: no such store. Score a run into it: ldeval sweep.")
+    runs = {}
+    for folder in sorted(root.iterdir()):
+        steps = list_steps(folder) if folder.is_dir() else []
+        if steps:
+            runs[folder.name] = steps
+    return runs
+
+
+def list_steps(run: str | Path) -> list[StoredStep]:
+    """The steps of one run, complete or not."""
+    found = []
+    for folder in Path(run).glob("step_*"):
+        number = folder.name.removeprefix("step_")
+        if folder.is_dir() and number.isdigit():
+            complete = (folder / MANIFEST).is_file()
+            found.append(StoredStep(int(number), folder, complete))
+    return sorted(found, key=lambda item: item.step)
+
+
+# --------------------------------------------------------------------------- writing
+
+
+def write_table(folder: str | Path, table: ScoreTable) -> Manifest:
+    """Write a table; its manifest last.
+
+    Returns:
+        The manifest as written, with the files' sizes and hashes.
+
+    Raises:
+        StoreError: when the disk is full or cannot be written; nothing that was
+            complete before is touched then.
+    """
+    folder = Path(folder)
+    try:
+        if folder.exists():
+            # incomplete leftovers of a killed run, or a table being replaced: without
+            # its manifest it is incomplete from here on
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        files = {
+            RESPONSES: _write_parquet(folder / RESPONSES, _responses(table)),
+            TOKENS: _write_parquet(folder / TOKENS, _tokens(table)),
+        }
+        manifest = dataclasses.replace(table.manifest, files=files)
+        text = json.dumps(manifest_to_json(manifest), indent=1, ensure_ascii=False)
+        _replace(folder / MANIFEST, text.encode("utf-8"))
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: cannot be written ({error.strerror or error}). Free space or "
+            "choose another --store; finished steps are kept, and the same command "
+            "goes on from them."
+        ) from error
+    return manifest
+
+
+def _write_parquet(path: Path, table: pa.Table) -> dict[str, Any]:
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(
+        table, partial, compression="zstd", row_group_size=_TOKENS_PER_ROW_GROUP
+    )
+    with partial.open("rb+") as handle:
+        os.fsync(handle.fileno())
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    partial.replace(path)
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def _responses(table: ScoreTable) -> pa.Table:
+    columns: dict[str, Any] = {
+        "probe_id": table.probe_ids.tolist(),
+        "kind": table.kinds.tolist(),
+        "trained": table.trained,
+        "text_hash": table.text_hashes.tolist(),
+        "n_tokens": table.n_tokens.astype(np.int32),
+        "logprob_sum": table.logprob_sums,
+    }
+    if table.tokens.argmax_logprobs is not None:
+        columns["argmax_logprob_sum"] = table.sums(table.tokens.argmax_logprobs)
+    return pa.table(columns)
+
+
+def _tokens(table: ScoreTable) -> pa.Table:
+    lengths = table.n_tokens
+    columns: dict[str, Any] = {
+        "response": np.repeat(np.arange(len(table), dtype=np.int32), lengths),
+    }
+    for field in dataclasses.fields(TokenScores):
+        column = getattr(table.tokens, field.name)
+        if column is None:
+            continue
+        if field.name in _WIDE:
+            flat = pa.array(np.ascontiguousarray(column).reshape(-1))
+            columns[field.name] = pa.FixedSizeListArray.from_arrays(
+                flat, column.shape[1]
+            )
+        else:
+            columns[field.name] = column
+    return pa.table(columns)
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a step.
+
+    Raises:
+        IncompleteError: when there is none.
+        StoreError: when it is damaged, or of another schema version.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise IncompleteError(
+            f"{folder}: no {MANIFEST}, so scoring into it never finished. Run the same "
+            "'ldeval sweep' again: it goes on from here."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path}: cannot be read ({error}). Delete this step's folder and run the "
+            "sweep again."
+        ) from error
+    return manifest_from_json(record, str(path))
+
+
+def read_table(folder: str | Path, *, verify: bool = True) -> ScoreTable:
+    """Read a step.
+
+    Args:
+        verify: check each file's size and SHA-256 against the manifest.
+
+    Raises:
+        StoreError: when it is incomplete or damaged, naming the file.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if verify:
+        for name in (RESPONSES, TOKENS):
+            _verify(folder / name, manifest.files.get(name))
+    try:
+        responses = pq.read_table(folder / RESPONSES)
+        tokens = pq.read_table(folder / TOKENS)
+        lengths = responses["n_tokens"].to_numpy()
+        return ScoreTable(
+            manifest=manifest,
+            probe_ids=np.array(responses["probe_id"].to_pylist(), dtype=np.str_),
+            kinds=np.array(responses["kind"].to_pylist(), dtype=np.str_),
+            trained=responses["trained"].to_numpy().astype(np.bool_),
+            text_hashes=np.array(responses["text_hash"].to_pylist(), dtype=np.str_),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            tokens=TokenScores(
+                **{
+                    field.name: _column(tokens, field.name)
+                    for field in dataclasses.fields(TokenScores)
+                }
+            ),
+            logprob_sums=responses["logprob_sum"].to_numpy(),
+        )
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise StoreError(
+            f"{folder}: the tables cannot be read ({error}). Delete this step's folder "
+            "and run the sweep again."
+        ) from error
+
+
+def _column(table: pa.Table, name: str) -> Any:
+    if name not in table.column_names:
+        return None
+    column = table[name].combine_chunks()
+    if name not in _WIDE:
+        return column.to_numpy()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def _verify(path: Path, expected: Mapping[str, Any] | None) -> None:
+    remedy = "Delete this step's folder and run the sweep again."
+    if expected is None:
+        raise StoreError(
+            f"{path.parent / MANIFEST}: does not list {path.name}. {remedy}"
+        )
+    try:
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}. {remedy}") from error
+    if digest != expected.get("sha256"):
+        raise StoreError(
+            f"{path}: SHA-256 is {digest[:12]}… in {path.stat().st_size} bytes, the "
+            f"manifest says {str(expected.get('sha256'))[:12]}… in "
+            f"{expected.get('bytes')}. It was changed or cut short. {remedy}"
+        )
+
+
+def load_run(run: str | Path) -> list[ScoreTable]:
+    """All complete tables of a run, by step.
+
+    Raises:
+        StoreError: when there is none.
+    """
+    folder = Path(run)
+    complete = [item for item in list_steps(folder) if item.complete]
+    if not complete:
+        raise StoreError(
+            f"{folder}: no complete step in it. 'ldeval ls {folder.parent}' shows what "
+            "there is; 'ldeval sweep' scores the rest."
+        )
+    return [read_table(item.folder) for item in complete]
+
+
+# ------------------------------------------------------------------- what was trained
+
+
+def read_trained(run: str | Path) -> dict[int, frozenset[str]] | None:
+    """Which examples each optimizer step trained on; None where it is not known.
+
+    Raises:
+        StoreError: when the record is damaged, naming the line.
+    """
+    path = Path(run) / TRAINED
+    if not path.is_file():
+        return None
+    steps: dict[int, frozenset[str]] = {}
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                record = json.loads(line)
+                examples = frozenset(str(item) for item in record["examples"])
+                step = int(record["step"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise StoreError(
+                    f"{path}:{number}: not a record of step and examples ({error}). "
+                    "Delete the line, or the file to go without it."
+                ) from error
+            steps[step] = steps.get(step, frozenset()) | examples
+    return steps
+
+
+# --------------------------------------------------------------------------- manifest
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as strict JSON; an unknown duration is null."""
+    record = dataclasses.asdict(manifest)
+    if math.isnan(manifest.seconds):
+        record["seconds"] = None
+    return record
+
+
+def manifest_from_json(record: Any, place: str) -> Manifest:
+    """Read a manifest back.
+
+    Raises:
+        StoreError: on another schema version or a missing field.
+    """
+    if not isinstance(record, dict):
+        raise StoreError(f"{place}: holds {type(record).__name__}, not a manifest.")
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{place}: schema version {version!r}; this ldeval reads {SCHEMA_VERSION}. "
+            "Score again, or use the ldeval that wrote it."
+        )
+    fields = {field.name for field in dataclasses.fields(Manifest)}
+    try:
+        values = {key: value for key, value in record.items() if key in fields}
+        values["excluded"] = tuple(Excluded(**item) for item in record["excluded"])
+        values["split_exceptions"] = tuple(record["split_exceptions"])
+        values["notes"] = tuple(record["notes"])
+        seconds = record["seconds"]
+        values["seconds"] = math.nan if seconds is None else float(seconds)
+        return Manifest(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{place}: not a manifest of this schema ({error}). Delete this step's "
+            "folder and run the sweep again."
+        ) from error
