@@ -67,7 +67,6 @@ def model_source(
 
 def _class(model: str) -> Any:
     from lm_eval.api.registry import get_model
-    from lm_eval.utils import eval_logger  # noqa: F401  # registers its logging
 
     try:
         return get_model(model)

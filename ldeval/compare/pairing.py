@@ -1,0 +1,201 @@
+"""Which tables may be compared, and which of their rows belong together.
+
+Every statistic pairs the same response under two checkpoints. What must agree for
+that, and what counts as a usable row, is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ldeval.compare.clusters import Strings
+from ldeval.errors import MismatchError, ProbeError
+from ldeval.records import KIND_BY_NAME, KIND_NAMES, IntArray, ScoreTable
+
+_MUST_AGREE: tuple[tuple[str, str], ...] = (
+    ("probe_set_hash", "Score both checkpoints on one probe set."),
+    ("tokenizer_hash", "Score both with one tokenizer."),
+    ("template_hash", "Score both with one chat template, or both without."),
+    ("span", "Score both with one span."),
+    ("vocab_size", "Logits of different widths are different distributions."),
+)
+_MAY_BE_MIXED: tuple[tuple[str, str], ...] = tuple(
+    (name, "Score both alike, or allow mixed tables (the larger noise floor holds).")
+    for name in ("backend", "tier", "dtype")
+)
+
+
+@dataclass(frozen=True)
+class PairedRows:
+    """Rows of two tables that hold the same response."""
+
+    before: npt.NDArray[np.intp]
+    """[R] rows of the earlier table."""
+    after: npt.NDArray[np.intp]
+    """[R] rows of the later table, in the same order."""
+    only_before: tuple[tuple[str, str], ...]
+    """(probe_id, kind) usable before only."""
+    only_after: tuple[tuple[str, str], ...]
+    """(probe_id, kind) usable after only."""
+
+
+def check_comparable(a: ScoreTable, b: ScoreTable, allow_mixed: bool = False) -> None:
+    """Refuse two tables whose difference would mean something else than learning.
+
+    Args:
+        allow_mixed: accept differing backends, tiers and dtypes.
+
+    Raises:
+        MismatchError: naming what differs and both values; also where a response was
+            tokenized differently, naming its probe and kind.
+        ProbeError: a table holds a row twice or an unknown kind.
+    """
+    names = _MUST_AGREE + (() if allow_mixed else _MAY_BE_MIXED)
+    for name, remedy in names:
+        first, second = getattr(a.manifest, name), getattr(b.manifest, name)
+        # a backend that cannot tell its vocabulary says None: unknown, not different
+        unknown = name == "vocab_size" and None in (first, second)
+        if first != second and not unknown:
+            raise MismatchError(
+                f"step {a.manifest.step} and step {b.manifest.step} differ in {name}: "
+                f"{first!r} against {second!r}. {remedy}"
+            )
+    check_rows(a)
+    check_rows(b)
+    _check_tokens(a, b)
+
+
+def check_rows(table: ScoreTable) -> None:
+    """Refuse a table with an unknown kind or with two rows for one response.
+
+    Raises:
+        ProbeError: naming the kind, or the probe and kind.
+    """
+    for kind in np.unique(table.kinds).tolist():
+        if kind not in KIND_BY_NAME:
+            raise ProbeError(
+                f"step {table.manifest.step} holds the unknown kind {kind!r}. "
+                f"Valid kinds: {', '.join(KIND_NAMES)}.",
+                field="kind",
+            )
+    if len(table.index()) < len(table):
+        seen: set[tuple[str, str]] = set()
+        for pair in zip(table.probe_ids.tolist(), table.kinds.tolist(), strict=True):
+            if pair in seen:
+                raise ProbeError(
+                    f"step {table.manifest.step} holds two rows for probe "
+                    f"{pair[0]!r}, kind {pair[1]!r}. Score the step again."
+                )
+            seen.add(pair)
+
+
+def usable(table: ScoreTable) -> npt.NDArray[np.bool_]:
+    """[R] rows that were scored: a finite sum, and not listed as excluded."""
+    excluded = {(item.probe_id, item.kind) for item in table.manifest.excluded}
+    kept = np.isfinite(table.logprob_sums)
+    if excluded:
+        pairs = zip(table.probe_ids.tolist(), table.kinds.tolist(), strict=True)
+        kept &= np.array([pair not in excluded for pair in pairs], dtype=bool)
+    return np.asarray(kept)
+
+
+def align(reference: ScoreTable, table: ScoreTable) -> npt.NDArray[np.intp]:
+    """Row of ``table`` for each row of ``reference``.
+
+    Returns:
+        [R] row numbers; −1 where the response is unusable in either table.
+    """
+    index, good = table.index(), usable(table)
+    pairs = zip(reference.probe_ids.tolist(), reference.kinds.tolist(), strict=True)
+    rows = np.array([index.get(pair, -1) for pair in pairs], dtype=np.intp)
+    if not len(table):
+        return np.full(len(reference), -1, np.intp)
+    return np.where(good[rows] & usable(reference) & (rows >= 0), rows, -1)
+
+
+def pair_rows(before: ScoreTable, after: ScoreTable) -> PairedRows:
+    """Pair the rows of two tables by (probe_id, kind), in the order of ``before``.
+
+    A row whose sum is not finite, or that its manifest lists as excluded, counts as
+    absent.
+    """
+    rows = align(before, after)
+    kept = np.flatnonzero(rows >= 0)
+    back = align(after, before)
+    return PairedRows(
+        before=kept,
+        after=rows[kept],
+        only_before=_names(before, usable(before) & (rows < 0)),
+        only_after=_names(after, usable(after) & (back < 0)),
+    )
+
+
+def split_rows(table: ScoreTable, kind: str, trained: bool) -> npt.NDArray[np.bool_]:
+    """[R] which rows hold this kind of trained, or of held-out, probes."""
+    return np.asarray((table.kinds == kind) & (table.trained == trained))
+
+
+def token_positions(
+    starts: IntArray, lengths: IntArray
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Flat positions of the tokens of several responses.
+
+    Args:
+        starts: [R] first token of each response.
+        lengths: [R] tokens in each.
+
+    Returns:
+        The response of each token and its flat position, [Σ lengths] each.
+    """
+    owner = np.repeat(np.arange(len(starts)), lengths)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return owner, np.asarray(starts[owner] + within, dtype=np.intp)
+
+
+def distinct_evaluations(tables: Sequence[ScoreTable]) -> int:
+    """How many of the tables differ in their scores: a repeat tells nothing new."""
+    seen = set()
+    for table in tables:
+        rows = align(tables[0], table)
+        seen.add(np.where(rows >= 0, table.logprob_sums[rows], np.nan).tobytes())
+    return len(seen)
+
+
+def _names(
+    table: ScoreTable, mask: npt.NDArray[np.bool_]
+) -> tuple[tuple[str, str], ...]:
+    ids, kinds = table.probe_ids[mask].tolist(), table.kinds[mask].tolist()
+    return tuple(zip(ids, kinds, strict=True))
+
+
+def _check_tokens(a: ScoreTable, b: ScoreTable) -> None:
+    rows = align(a, b)
+    left = np.flatnonzero(rows >= 0)
+    right = rows[left]
+    lengths = a.n_tokens[left]
+    differing = np.flatnonzero(lengths != b.n_tokens[right])
+    if not len(differing):
+        owner, first = token_positions(a.offsets[left], lengths)
+        _, second = token_positions(b.offsets[right], lengths)
+        differing = owner[a.tokens.token_ids[first] != b.tokens.token_ids[second]]
+    if len(differing):
+        row, other = int(left[differing[0]]), int(right[differing[0]])
+        raise MismatchError(
+            f"probe {_text(a.probe_ids, row)!r}, kind {_text(a.kinds, row)!r} was "
+            f"tokenized differently: step {a.manifest.step} has the ids "
+            f"{_ids(a, row)}, step {b.manifest.step} has {_ids(b, other)}. "
+            "Score both with one tokenizer, span and prompt format."
+        )
+
+
+def _text(column: Strings, row: int) -> str:
+    return str(column[row])
+
+
+def _ids(table: ScoreTable, row: int) -> str:
+    ids = table.row(row).token_ids.tolist()
+    return str(ids) if len(ids) <= 12 else f"{ids[:12]} … ({len(ids)} tokens)"

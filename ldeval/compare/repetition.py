@@ -1,0 +1,239 @@
+"""Signs of repetition: does the model say less, and the same, wherever it speaks?
+
+At the off-label positions of chosen, over one split: the ratio of mean entropies
+(nats over nats) and the ratio of Simpson indices of the argmax ids, end over first.
+The Simpson index λ = Σ_v (n_v / n)² is the chance that two positions drawn with
+replacement have the same argmax. The thresholds for both are uncalibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from ldeval.compare.clusters import Term, cluster_labels, estimate
+from ldeval.compare.evidence import SplitEvidence, end_series
+from ldeval.compare.flow import Bool, OffLabel, off_label
+from ldeval.compare.logic import conjunct, is_above, is_below
+from ldeval.compare.stats import (
+    Bootstrap,
+    Float,
+    Replicate,
+    studentized_estimate,
+)
+from ldeval.records import Conjunct, Estimate, IntArray, ScoreTable
+
+RATIO = "ratio"
+NO_POSITION = "no off-label position along chosen"
+SIMPSON_REPLICATES = 999
+"""Fewer than elsewhere: each replicate counts every id anew."""
+_COLUMNS = 64
+
+
+def repetition_conjuncts(evidence: SplitEvidence) -> tuple[Conjunct, Conjunct]:
+    """The two conditions of the verdict ``repetition``."""
+    limits = evidence.thresholds
+    entropy = _entropy_ratio(evidence)
+    simpson = _simpson_ratio(evidence)
+    return (
+        conjunct(
+            "entropy",
+            f"mean entropy off the label, end over first, below {limits.entropy_ratio}",
+            is_below(entropy, limits.entropy_ratio),
+            {"entropy ratio": entropy},
+        ),
+        conjunct(
+            "concentration",
+            "Simpson index of the argmax ids, end over first, above "
+            f"{limits.simpson_ratio}",
+            is_above(simpson, limits.simpson_ratio),
+            {"Simpson index ratio": simpson},
+        ),
+    )
+
+
+def _missing_column(evidence: SplitEvidence, *columns: str) -> str | None:
+    """Which of the columns the first or one of the last tables lacks."""
+    for table in (evidence.tables[0], *evidence.tables[-evidence.window :]):
+        for column in columns:
+            if getattr(table.tokens, column) is None:
+                return f"the column {column} is missing at step {table.manifest.step}"
+    return None
+
+
+def _undefined(reason: str, evidence: SplitEvidence) -> Estimate:
+    return Estimate.undefined(reason, unit=RATIO, level=evidence.thresholds.level)
+
+
+def _kept(evidence: SplitEvidence, where: OffLabel) -> Bool:
+    """[R] responses of the split scored at the first and at all of the last tables."""
+    keep = evidence.mask("chosen")[where.rows] & (where.counts > 0)
+    scored = evidence.rows[:, where.rows] >= 0
+    return np.asarray(keep & scored[0] & scored[-evidence.window :].all(axis=0))
+
+
+def _term(where: OffLabel, weights: Float) -> Term:
+    prompts = where.table.probe_ids[where.rows]
+    texts = {where.kind: where.table.text_hashes[where.rows]}
+    return Term(prompts, texts, weights, weights, missing=NO_POSITION)
+
+
+def _entropy_ratio(evidence: SplitEvidence) -> Estimate:
+    """Σ H(end) / Σ H(first) over the off-label positions."""
+    reason = _missing_column(evidence, "argmax_ids", "entropies")
+    where = off_label(evidence.tables[0], "chosen")
+    if reason is not None or where is None:
+        return _undefined(reason or NO_POSITION, evidence)
+    sums = np.stack([_entropy_sums(where, table) for table in evidence.tables])
+    kept = _kept(evidence, where)
+    series = end_series(_term(where, sums[0]).at(kept), sums[:, kept], evidence.window)
+    found = estimate(
+        [series.term],
+        unit=RATIO,
+        bootstrap=evidence.bootstrap,
+        level=evidence.thresholds.level,
+    )
+    return evidence.persistent(found, series.path)
+
+
+def _entropy_sums(where: OffLabel, table: ScoreTable) -> Float:
+    """[R] Σ entropy over each response's off-label positions; NaN where not known."""
+    entropies = table.tokens.entropies
+    if entropies is None:
+        return np.full(len(where.rows), np.nan)
+    here, position = where.locate(table)
+    return where.sums(np.where(here, entropies[position].astype(float), np.nan))
+
+
+def _simpson_ratio(evidence: SplitEvidence) -> Estimate:
+    """Mean Simpson index at the end over that at the first checkpoint."""
+    reason = _missing_column(evidence, "argmax_ids")
+    where = off_label(evidence.tables[0], "chosen")
+    if reason is not None or where is None:
+        return _undefined(reason or NO_POSITION, evidence)
+    kept = _kept(evidence, where)
+    if not kept.any():
+        return _undefined(NO_POSITION, evidence)
+    (labels,), _ = cluster_labels([_term(where, where.counts).at(kept)])
+    cluster = np.full(len(kept), -1)
+    cluster[kept] = labels
+    ids = np.stack([_argmax_ids(where, table) for table in evidence.tables])
+    counts = argmax_counts(ids, cluster[where.owner])
+    found = simpson_ratio(
+        counts[0],
+        counts[-evidence.window :],
+        n=int(kept.sum()),
+        bootstrap=Bootstrap(evidence.bootstrap.seed, SIMPSON_REPLICATES),
+        level=evidence.thresholds.level,
+    )
+    return evidence.persistent(found, lambda: _path(counts))
+
+
+def _argmax_ids(where: OffLabel, table: ScoreTable) -> IntArray:
+    """[P] argmax id at each off-label position; −1 where not known."""
+    column = table.tokens.argmax_ids
+    if column is None:
+        return np.full(len(where.owner), -1)
+    here, position = where.locate(table)
+    return np.where(here, column[position].astype(np.int64), -1)
+
+
+def argmax_counts(ids: IntArray, cluster: IntArray) -> list[csr_array]:
+    """How often each id is the argmax in each cluster, one matrix a checkpoint.
+
+    Args:
+        ids: [C, P] argmax ids; −1 is not counted.
+        cluster: [P] cluster of each position; −1 is not counted.
+
+    Returns:
+        C matrices [G, distinct ids].
+    """
+    distinct, codes = np.unique(ids, return_inverse=True)
+    shape = (int(cluster.max()) + 1, len(distinct))
+    matrices = []
+    for column, code in zip(ids, codes.reshape(ids.shape), strict=True):
+        kept = (column >= 0) & (cluster >= 0)
+        ones = np.ones(int(kept.sum()))
+        matrices.append(csr_array((ones, (cluster[kept], code[kept])), shape=shape))
+    return matrices
+
+
+def simpson_ratio(
+    before: csr_array,
+    after: Sequence[csr_array],
+    *,
+    n: int,
+    bootstrap: Bootstrap,
+    level: float,
+) -> Estimate:
+    """Mean of λ over ``after``, divided by λ of ``before``.
+
+    λ = Σ_v n_v² / n² with n_v = Σ_g n_gv is linearised as
+    e_g = G (2 Σ_v n_gv n_v / n² − 2 λ n_g / n).
+
+    Args:
+        before, after: counts of argmax ids, [G, ids], alike in shape.
+        n: responses behind them.
+    """
+    matrices = [before, *after]
+    clusters = before.shape[0]
+    values, influence = _ratio_and_influence(matrices, np.ones((clusters, 1)))
+    return studentized_estimate(
+        float(values[0]),
+        influence[:, 0],
+        np.asarray(before.sum(axis=1), np.float64),
+        float(clusters),
+        lambda order: _replicate([matrix[order] for matrix in matrices]),
+        unit=RATIO,
+        n=n,
+        bootstrap=bootstrap,
+        level=level,
+    )
+
+
+def _replicate(matrices: Sequence[csr_array]) -> Replicate:
+    clusters = matrices[0].shape[0]
+
+    def replicate(weights: Float) -> tuple[Float, Float]:
+        values, squares = [], []
+        for start in range(0, len(weights), _COLUMNS):
+            drawn = weights[start : start + _COLUMNS].T
+            ratio, influence = _ratio_and_influence(matrices, drawn)
+            values.append(ratio)
+            squares.append((drawn * influence**2).sum(axis=0))
+        scale = clusters * (clusters - 1)
+        return np.concatenate(values), np.concatenate(squares) / scale
+
+    return replicate
+
+
+def _ratio_and_influence(
+    matrices: Sequence[csr_array], weights: Float
+) -> tuple[Float, Float]:
+    """Ratios [b] and linearised values [G, b] for weights [G, b]."""
+    first, *last = [_simpson(matrix, weights) for matrix in matrices]
+    value = np.mean([index for index, _ in last], axis=0) / first[0]
+    influence = np.mean([linear for _, linear in last], axis=0) - value * first[1]
+    return value, influence / first[0]
+
+
+def _simpson(matrix: csr_array, weights: Float) -> tuple[Float, Float]:
+    """λ [b] and its linearised values [G, b]."""
+    by_id = matrix.T @ weights
+    sizes = np.asarray(matrix.sum(axis=1), np.float64)
+    total = sizes @ weights
+    index = (by_id**2).sum(axis=0) / total**2
+    linear = (matrix @ by_id) / total**2 - index * sizes[:, None] / total
+    return np.asarray(index), np.asarray(2.0 * len(weights) * linear)
+
+
+def _path(counts: Sequence[csr_array]) -> Float:
+    """[C] λ at each checkpoint over λ at the first; NaN where nothing was stored."""
+    path = np.full(len(counts), np.nan)
+    for step, matrix in enumerate(counts):
+        if matrix.nnz:
+            by_id = np.asarray(matrix.sum(axis=0), np.float64)
+            path[step] = (by_id**2).sum() / by_id.sum() ** 2
+    return np.asarray(path / path[0])

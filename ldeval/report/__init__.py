@@ -1,0 +1,42 @@
+"""From a ``Comparison`` to what people read: the only room that rounds or words.
+
+::
+
+    report/
+    ├── rounding.py        how numbers read
+    ├── escape.py          text of others made safe to show
+    ├── tables.py          tables as values; terminal and Markdown
+    ├── words.py           sentences that follow from the numbers
+    ├── change_tables.py   what changed, as tables
+    ├── verdict_tables.py  verdicts and their evidence, in tables and words
+    ├── provenance.py      what was left out, notes, manifests
+    ├── summary.py         the short account for a terminal
+    ├── palette.py         how each kind looks
+    ├── canvas.py          the one door to matplotlib
+    ├── curve_plot.py      log-probability against step
+    ├── plots.py           changes, flow, influence
+    ├── figure_plan.py     which figures a report has
+    ├── markdown.py        the whole report as Markdown
+    ├── json_report.py     JSON and CSV, unrounded
+    └── writing.py         files, each whole or not at all
+
+It takes comparisons, never paths of stores, and needs neither torch nor, without
+figures, matplotlib.
+"""
+
+from __future__ import annotations
+
+from ldeval.report.json_report import dumps, report_json, to_csv, to_json
+from ldeval.report.markdown import render_markdown
+from ldeval.report.summary import print_summary
+from ldeval.report.writing import write_report
+
+__all__ = [
+    "dumps",
+    "print_summary",
+    "render_markdown",
+    "report_json",
+    "to_csv",
+    "to_json",
+    "write_report",
+]

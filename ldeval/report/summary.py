@@ -1,0 +1,41 @@
+"""The short account of a comparison that a terminal shows when a run is done."""
+
+from __future__ import annotations
+
+from ldeval.records import Comparison
+from ldeval.report.change_tables import change_table, margin_table
+from ldeval.report.escape import for_ascii, visible
+from ldeval.report.tables import Style, to_terminal, wrap
+from ldeval.report.verdict_tables import verdict_table
+from ldeval.report.words import SPLITS, standing_sentences
+
+
+def print_summary(
+    comparison: Comparison, *, width: int = 100, style: Style = "unicode"
+) -> str:
+    """Changes on trained probes, the margin and the verdicts, as text.
+
+    Held-out probes stand in for trained ones where there are none.
+
+    Args:
+        comparison: The run.
+        width: Characters in a line of the terminal.
+        style: ``ascii`` for a terminal that knows nothing else.
+
+    Returns:
+        The text; nothing is printed.
+    """
+    pair, floor = comparison.overall, comparison.noise_floor
+    there = {change.split for change in pair.changes}
+    split = next((s for s in SPLITS if s in there), SPLITS[0])
+    tables = [change_table(pair, split, floor, brief=True)]
+    if pair.margins:
+        tables.append(margin_table(pair))
+    if comparison.verdicts:
+        tables.append(verdict_table(comparison))
+    parts = [to_terminal(table, width=width, style=style) for table in tables]
+    standing = visible(" ".join(standing_sentences(comparison)))
+    lines = wrap(for_ascii(standing) if style == "ascii" else standing, width)
+    heading = visible(comparison.run)
+    heading = for_ascii(heading) if style == "ascii" else heading
+    return "\n".join([heading, "", *parts, *lines]) + "\n"

@@ -1,0 +1,85 @@
+"""Writes a report into a folder, each file whole or not at all.
+
+``report.md`` comes last: where it is there, everything that it links to is there too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldeval.errors import MissingExtraError
+from ldeval.records import Comparison
+from ldeval.report.canvas import image
+from ldeval.report.figure_plan import plan
+from ldeval.report.json_report import dumps, report_json, to_csv
+from ldeval.report.markdown import render_markdown
+
+
+def write_report(
+    comparisons: Sequence[Comparison],
+    folder: Path,
+    *,
+    title: str = "What training changed",
+) -> Path:
+    """Write the report of one run, or of several stages in their order::
+
+        <folder>/
+            report.md       what a reader opens
+            report.json     everything, unrounded (docs/report_schema.md)
+            curves.csv      levels by step
+            changes.csv     changes, first to last and between successive checkpoints
+            *.png, *.svg    the figures, where matplotlib is installed
+
+    Args:
+        comparisons: At least one comparison.
+        folder: Made if it is not there; files of the same name are replaced.
+        title: Heading of the report.
+
+    Returns:
+        The path of ``report.md``.
+
+    Raises:
+        ValueError: there is no comparison.
+        OSError: the folder cannot be written.
+    """
+    if not comparisons:
+        raise ValueError("a report needs at least one comparison; none came")
+    folder.mkdir(parents=True, exist_ok=True)
+    _put(folder / "report.json", dumps(report_json(comparisons, title)))
+    for name, text in to_csv(comparisons).items():
+        _put(folder / f"{name}.csv", text)
+    figures, remark = _write_figures(comparisons, folder)
+    report = folder / "report.md"
+    _put(report, render_markdown(comparisons, figures, title=title, remark=remark))
+    return report
+
+
+def _write_figures(
+    comparisons: Sequence[Comparison], folder: Path
+) -> tuple[dict[str, str], str | None]:
+    """Links of the figures by key, and what to say where none could be drawn."""
+    links = {}
+    for item in plan(comparisons):
+        try:
+            figure = item.draw()
+        except MissingExtraError as error:
+            return {}, f"This report has no figures: {error}"
+        _put(folder / f"{item.key}.svg", image(figure, "svg"))
+        _put(folder / f"{item.key}.png", image(figure, "png"))
+        links[item.key] = f"{item.key}.png"
+    return links, None
+
+
+def _put(path: Path, content: str | bytes) -> None:
+    """Write under a temporary name, then rename."""
+    if isinstance(content, str):
+        # a lone surrogate in someone's text must not cost the report
+        content = content.encode("utf-8", "backslashreplace")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

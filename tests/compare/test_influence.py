@@ -1,0 +1,80 @@
+"""Slopes between kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from ldeval.compare import Bootstrap, influence, pair_rows
+
+from .conftest import lift, make_world
+
+FEW = Bootstrap(0, 199)
+
+
+def with_changes(before, change):
+    """A later table whose Δsum is ``change(probe, kind, tokens)``."""
+    rows = zip(
+        before.probe_ids.tolist(),
+        before.kinds.tolist(),
+        before.n_tokens.tolist(),
+        strict=True,
+    )
+    gained = np.array([change(*row) for row in rows])
+    return dataclasses.replace(before, logprob_sums=before.logprob_sums + gained)
+
+
+def cells_between(before, after):
+    found = influence(before, after, pair_rows(before, after), FEW)
+    return {(cell.source, cell.target, cell.split): cell for cell in found}
+
+
+def test_the_slope_is_that_of_the_target_s_change_per_token_on_the_source_s():
+    world = make_world(30, kinds=("chosen", "rejected"))
+    rng = np.random.default_rng(0)
+    gain = {probe: rng.normal() for probe in world.probes}
+    factor = {"chosen": 1.0, "rejected": 0.5}
+    before = world.table(0)
+    after = with_changes(before, lambda p, kind, n: factor[kind] * gain[p] * n)
+    cells = cells_between(before, after)
+    assert cells["chosen", "rejected", "trained"].slope.value == pytest.approx(0.5)
+    assert cells["rejected", "chosen", "trained"].slope.value == pytest.approx(2.0)
+    assert cells["chosen", "rejected", "trained"].correlation == pytest.approx(1.0)
+
+
+def test_unrelated_kinds_have_a_slope_whose_interval_holds_zero():
+    world = make_world(40, kinds=("chosen", "initial"))
+    rng = np.random.default_rng(1)
+    before = world.table(0)
+    after = with_changes(before, lambda p, kind, n: n * rng.normal())
+    slope = cells_between(before, after)["chosen", "initial", "trained"].slope
+    assert slope.low < 0 < slope.high
+    assert slope.level == 0.95
+
+
+def test_every_ordered_pair_of_kinds_has_a_cell_but_the_diagonal_has_none(small_pair):
+    cells = cells_between(*small_pair)
+    assert len(cells) == 2 * 12 * 11
+    assert all(source != target for source, target, _ in cells)
+
+
+def test_fewer_than_five_shared_prompts_leave_the_slope_undefined():
+    before = make_world(4, kinds=("chosen", "rejected")).table(0)
+    rng = np.random.default_rng(0)
+    after = with_changes(before, lambda p, kind, n: rng.normal())
+    slope = cells_between(before, after)["chosen", "rejected", "trained"].slope
+    assert math.isnan(slope.value)
+    assert slope.reason == "4 shared prompts; at least 5 are needed"
+
+
+def test_a_source_that_did_not_move_explains_nothing():
+    world = make_world(12, kinds=("chosen", "rejected"))
+    after = world.changed(lambda p, k, z, y: z if k == "chosen" else lift(z, y, 0.2))
+    cells = cells_between(world.table(0), after.table(1, world))
+    cell = cells["chosen", "rejected", "trained"]
+    assert math.isnan(cell.slope.value)
+    assert "alike on every prompt" in str(cell.slope.reason)
+    assert math.isnan(cell.correlation)
