@@ -91,7 +91,7 @@ def engine_arguments(backend: str) -> str:
     """Model arguments that fit a small CPU machine."""
     if backend == "vllm":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         return ENGINE
     import torch
 

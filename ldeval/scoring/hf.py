@@ -184,7 +184,7 @@ def _chunk(
             "top_ids": top.indices,
         }
         if wanted is not None:
-            ids = torch.as_tensor(np.asarray(wanted), dtype=torch.long)
+            ids = torch.tensor(np.asarray(wanted), dtype=torch.long)
             columns["ref_ids"] = ids
             columns["ref_logprobs"] = logprobs.gather(1, ids.to(logits.device))
     arrays = {name: value.cpu().numpy() for name, value in columns.items()}

@@ -16,7 +16,7 @@ from ldeval.errors import ScoringError, UnsupportedBackendError
 from ldeval.records import TokenScores
 from ldeval.scoring.batch import ScoreRequest, lookup, with_argmax
 
-REQUESTS_PER_CALL = 256
+REQUESTS_PER_CALL = 64
 """Requests handed to the engine at once: bounds what it returns at a time."""
 
 

@@ -76,7 +76,8 @@ def test_semantic_rephrases_use_other_words(probes: ProbeSet, kind: str) -> None
 
 def test_chosen_and_rejected_are_of_like_length(probes: ProbeSet) -> None:
     ratios = [
-        len(words(p.responses["chosen"].text)) / len(words(p.responses["rejected"].text))
+        len(words(p.responses["chosen"].text))
+        / len(words(p.responses["rejected"].text))
         for p in probes
     ]
     inside = sum(0.7 <= ratio <= 1.4 for ratio in ratios)

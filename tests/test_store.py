@@ -1,0 +1,201 @@
+"""Scores on disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldeval import store
+from ldeval.errors import IncompleteError, StoreError
+from ldeval.records import Excluded, Manifest, ScoreTable, TokenScores
+from ldeval.store import (
+    list_runs,
+    load_run,
+    read_table,
+    read_trained,
+    step_folder,
+    write_table,
+)
+
+
+def table(step: int = 0, *, full: bool = True) -> ScoreTable:
+    rng = np.random.default_rng(step)
+    lengths = [3, 1, 5]
+    total = sum(lengths)
+    logprobs = -rng.random(total).astype(np.float32)
+    tokens = TokenScores(rng.integers(0, 9, total).astype(np.int32), logprobs)
+    if full:
+        top = -rng.random((total, 4)).astype(np.float32)
+        reference = top.copy()
+        reference[0, 0] = np.nan
+        tokens = replace(
+            tokens,
+            argmax_ids=rng.integers(0, 9, total).astype(np.int32),
+            argmax_logprobs=top[:, 0],
+            entropies=rng.random(total).astype(np.float32),
+            top_ids=rng.integers(0, 9, (total, 4)).astype(np.int32),
+            top_logprobs=top,
+            ref_ids=rng.integers(0, 9, (total, 4)).astype(np.int32),
+            ref_logprobs=reference,
+        )
+    manifest = Manifest(
+        run="r",
+        step=step,
+        checkpoint="somewhere",
+        weights_hash="w",
+        probe_set_hash="p",
+        tokenizer_hash="t",
+        template_hash=None,
+        span="trl",
+        backend="hf",
+        tier="native",
+        dtype="float32",
+        vocab_size=9,
+        versions={"torch": "2"},
+        n_probes=2,
+        n_responses=3,
+        n_tokens=total,
+        excluded=(Excluded("b", "permuted", "truncated: é"),),
+        split_exceptions=("a",),
+        notes=("a note",),
+        settings={"model": "hf"},
+    )
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return ScoreTable(
+        manifest=manifest,
+        probe_ids=np.array(["a", "a", "b"]),
+        kinds=np.array(["chosen", "rejected", "chosen"]),
+        trained=np.array([True, True, False]),
+        text_hashes=np.array(["x", "y", "z"]),
+        offsets=offsets,
+        tokens=tokens,
+        logprob_sums=np.add.reduceat(logprobs.astype(float), offsets[:-1]),
+    )
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_what_is_written_reads_back_alike(tmp_path: Path, full: bool) -> None:
+    written = table(full=full)
+    folder = step_folder(tmp_path, "r", 7)
+    write_table(folder, written)
+    back = read_table(folder)
+    for name in ("probe_ids", "kinds", "trained", "text_hashes", "offsets"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(written, name))
+    np.testing.assert_array_equal(back.logprob_sums, written.logprob_sums)
+    for name in TokenScores.__dataclass_fields__:
+        first, second = getattr(written.tokens, name), getattr(back.tokens, name)
+        if first is None:
+            assert second is None, name
+        else:
+            np.testing.assert_array_equal(first, second, err_msg=name)
+            assert first.dtype == second.dtype, name
+    assert replace(back.manifest, files={}, seconds=0.0) == replace(
+        written.manifest, files={}, seconds=0.0
+    )
+    assert set(back.manifest.files) == {"responses.parquet", "tokens.parquet"}
+
+
+def test_without_a_manifest_a_step_is_incomplete(tmp_path: Path) -> None:
+    folder = step_folder(tmp_path, "r", 1)
+    write_table(folder, table())
+    (folder / "manifest.json").unlink()
+    with pytest.raises(IncompleteError, match="never finished"):
+        read_table(folder)
+    (step,) = list_runs(tmp_path)["r"]
+    assert not step.complete
+    with pytest.raises(StoreError, match="no complete step"):
+        load_run(tmp_path / "r")
+
+
+@pytest.mark.parametrize("name", ["responses.parquet", "tokens.parquet"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_damage_is_found_and_named(tmp_path: Path, name: str, damage: str) -> None:
+    folder = step_folder(tmp_path, "r", 1)
+    write_table(folder, table())
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    with pytest.raises(StoreError) as caught:
+        read_table(folder)
+    assert name in str(caught.value)
+    assert "run the sweep again" in str(caught.value)
+
+
+def test_a_damaged_or_foreign_manifest_is_refused(tmp_path: Path) -> None:
+    folder = step_folder(tmp_path, "r", 1)
+    write_table(folder, table())
+    path = folder / "manifest.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "schema_version": 99}))
+    with pytest.raises(StoreError, match="schema version 99; this ldeval reads 1"):
+        read_table(folder)
+    del record["tokenizer_hash"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(StoreError, match="tokenizer_hash"):
+        read_table(folder)
+    path.write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_table(folder)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "."])
+def test_a_run_name_cannot_leave_the_store(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError, match="not a plain folder name"):
+        step_folder(tmp_path, name, 1)
+
+
+def test_a_full_disk_leaves_no_manifest_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = step_folder(tmp_path, "r", 1)
+    write_table(done, table())
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.pq, "write_table", full)
+    with pytest.raises(StoreError, match=r"No space left on device.*Free space"):
+        write_table(step_folder(tmp_path, "r", 2), table(2))
+    monkeypatch.undo()
+    assert [step.step for step in list_runs(tmp_path)["r"] if step.complete] == [1]
+    read_table(done)
+
+
+def test_writing_again_replaces_the_whole_step(tmp_path: Path) -> None:
+    folder = step_folder(tmp_path, "r", 1)
+    write_table(folder, table())
+    (folder / "leftover.parquet.partial").write_bytes(b"half")
+    write_table(folder, table(3))
+    assert {path.name for path in folder.iterdir()} == {
+        "responses.parquet",
+        "tokens.parquet",
+        "manifest.json",
+    }
+    np.testing.assert_array_equal(
+        read_table(folder).logprob_sums, table(3).logprob_sums
+    )
+
+
+def test_what_was_trained_is_read_by_step_and_a_bad_line_is_named(
+    tmp_path: Path,
+) -> None:
+    assert read_trained(tmp_path) is None
+    path = tmp_path / "trained.jsonl"
+    path.write_text(
+        '{"step": 1, "examples": ["a", "b"]}\n{"step": 2, "examples": ["c"]}\n'
+    )
+    assert read_trained(tmp_path) == {1: frozenset("ab"), 2: frozenset("c")}
+    path.write_text('{"step": 1, "examples": ["a"]}\n{"step": "x"}\n')
+    with pytest.raises(StoreError, match=r"trained.jsonl:2"):
+        read_trained(tmp_path)

@@ -1,0 +1,353 @@
+"""Sweeps over real tiny checkpoints: resumed, killed, past broken ones, watching."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldeval.bundled import bundled_probes
+from ldeval.checkpoints import weights_hash
+from ldeval.errors import CheckpointError, MismatchError
+from ldeval.probes import read_probes
+from ldeval.store import list_runs, load_run, read_table, step_folder
+from ldeval.sweep import SweepSettings, sweep, sweep_stages, watch
+from tests.tiny import save_run, save_tiny, tiny_tokenizer
+
+ARGS = {"dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/ and run/checkpoint-{10,20,30}."""
+    return save_run(tmp_path_factory.mktemp("trained"), [10, 20, 30])
+
+
+def settings(trained: Path, store: Path, **changes: Any) -> SweepSettings:
+    return replace(
+        SweepSettings(
+            probes=read_probes(bundled_probes()).limited(3, 2),
+            store=store,
+            run="run",
+            model_args=ARGS,
+            base=str(trained / "base"),
+            apply_chat_template=True,
+            progress=False,
+        ),
+        **changes,
+    )
+
+
+def steps(store: Path, run: str = "run") -> list[int]:
+    return [step.step for step in list_runs(store)[run] if step.complete]
+
+
+def test_every_checkpoint_is_scored_once_in_order(
+    trained: Path, tmp_path: Path
+) -> None:
+    result = sweep(trained / "run", settings(trained, tmp_path))
+    assert result.scored == (0, 10, 20, 30)
+    assert (result.kept, result.broken) == ((), ())
+    again = sweep(trained / "run", settings(trained, tmp_path))
+    assert again.scored == ()
+    assert again.kept == (0, 10, 20, 30)
+    tables = load_run(tmp_path / "run")
+    assert [t.manifest.step for t in tables] == [0, 10, 20, 30]
+    assert {t.manifest.reference_step for t in tables} == {0}
+
+
+def test_later_tables_hold_the_first_checkpoints_top_tokens_exactly(
+    trained: Path, tmp_path: Path
+) -> None:
+    sweep(trained / "run", settings(trained, tmp_path))
+    first, *later = load_run(tmp_path / "run")
+    np.testing.assert_array_equal(first.tokens.ref_ids, first.tokens.top_ids)
+    for table in later:
+        np.testing.assert_array_equal(table.tokens.ref_ids, first.tokens.top_ids)
+        assert table.tokens.ref_logprobs is not None
+        assert np.isfinite(table.tokens.ref_logprobs).all()
+
+
+def test_a_foreign_initial_is_excluded_and_listed(
+    trained: Path, tmp_path: Path
+) -> None:
+    sweep(trained / "run", settings(trained, tmp_path))
+    table = read_table(step_folder(tmp_path, "run", 10))
+    assert "initial" not in table.kinds
+    assert {item.kind for item in table.manifest.excluded} == {"initial"}
+    assert len(table.manifest.excluded) == 5
+    assert "ldeval probes initial" in table.manifest.excluded[0].reason
+
+
+def test_an_initial_of_this_very_model_is_scored(trained: Path, tmp_path: Path) -> None:
+    wanted = settings(trained, tmp_path)
+    origin = {"weights": weights_hash(trained / "base"), "tokenizer": "any"}
+    own = tuple(
+        replace(probe, meta={**probe.meta, "initial_model": origin})
+        for probe in wanted.probes
+    )
+    first = sweep(
+        trained / "run",
+        replace(wanted, probes=replace(wanted.probes, probes=own)),
+    )
+    assert first.broken == ()
+    # the tokenizer named in the file is another: excluded all the same
+    table = read_table(step_folder(tmp_path, "run", 0))
+    assert {item.reason for item in table.manifest.excluded} == {
+        "sampled from a model with another tokenizer; sample it anew: ldeval probes "
+        "initial --model DIR"
+    }
+    tokenizer = table.manifest.tokenizer_hash
+    own = tuple(
+        replace(p, meta={**p.meta, "initial_model": {**origin, "tokenizer": tokenizer}})
+        for p in own
+    )
+    sweep(
+        trained / "run",
+        replace(
+            wanted, probes=replace(wanted.probes, probes=own), store=tmp_path / "two"
+        ),
+    )
+    table = read_table(step_folder(tmp_path / "two", "run", 0))
+    assert "initial" in table.kinds
+    assert table.manifest.excluded == ()
+
+
+def copy_run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def break_truncated(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def break_pickled(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def break_empty(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+
+
+def break_foreign(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    save_tiny(checkpoint, architecture="gpt2")
+
+
+def break_tokenizer(checkpoint: Path) -> None:
+    other = tiny_tokenizer(512)
+    other.add_tokens(["<|extra|>"])
+    other.save_pretrained(checkpoint)
+
+
+def break_config(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text("{not json")
+
+
+def break_nan(checkpoint: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(checkpoint))
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    model.save_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (break_truncated, "cannot be read as safetensors"),
+        (break_pickled, "only pickled weights (pytorch_model.bin)"),
+        (break_empty, "no *.safetensors in it"),
+        (break_foreign, "Is this checkpoint from another model, or incomplete?"),
+        (break_tokenizer, "tokenizer_hash is"),
+        (break_config, "cannot be loaded"),
+        (break_nan, "The model's logits are not finite"),
+    ],
+)
+def test_a_broken_checkpoint_is_listed_and_the_rest_is_scored(
+    trained: Path, tmp_path: Path, damage: Any, words: str
+) -> None:
+    copy = copy_run(trained, tmp_path)
+    damage(copy / "run" / "checkpoint-20")
+    result = sweep(copy / "run", settings(copy, tmp_path / "store"))
+    assert result.scored == (0, 10, 30)
+    (broken,) = result.broken
+    assert broken.step == 20
+    assert words in broken.reason
+    assert "checkpoint-20" in broken.reason or "probe " in broken.reason
+    assert steps(tmp_path / "store") == [0, 10, 30]
+
+
+def test_another_probe_set_under_the_same_name_is_refused(
+    trained: Path, tmp_path: Path
+) -> None:
+    wanted = settings(trained, tmp_path)
+    sweep(trained / "run", wanted)
+    fewer = replace(wanted, probes=wanted.probes.limited(2, 1))
+    with pytest.raises(MismatchError) as caught:
+        sweep(trained / "run", fewer)
+    assert wanted.probes.content_hash in str(caught.value)
+    assert fewer.probes.content_hash in str(caught.value)
+    with pytest.raises(MismatchError, match="apply_chat_template"):
+        sweep(trained / "run", replace(wanted, apply_chat_template=False))
+
+
+def test_a_folder_without_checkpoints_says_so(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint-N folders"):
+        sweep(trained / "base", settings(trained, tmp_path))
+    with pytest.raises(CheckpointError, match="no such folder"):
+        sweep(trained / "none", settings(trained, tmp_path))
+    with pytest.raises(CheckpointError, match="holds pretrained=x"):
+        sweep(
+            trained / "run", settings(trained, tmp_path, model_args={"pretrained": "x"})
+        )
+
+
+def test_a_second_stage_starts_from_the_first_ones_last_checkpoint(
+    trained: Path, tmp_path: Path
+) -> None:
+    copy = copy_run(trained, tmp_path)
+    second = copy / "second"
+    shutil.copytree(copy / "run" / "checkpoint-10", second / "checkpoint-5")
+    results = sweep_stages([copy / "run", second], settings(copy, tmp_path / "store"))
+    assert results["run"].scored == (0, 10, 20, 30)
+    assert results["second"].scored == (0, 5)
+    base, after = load_run(tmp_path / "store" / "second")
+    last = read_table(step_folder(tmp_path / "store", "run", 30))
+    np.testing.assert_array_equal(base.logprob_sums, last.logprob_sums)
+    # not scored a second time: the same weights were
+    assert "the same weights were scored as run step 30" in base.manifest.notes
+    np.testing.assert_array_equal(base.tokens.ref_ids, last.tokens.top_ids)
+    np.testing.assert_array_equal(after.tokens.ref_ids, last.tokens.top_ids)
+
+
+def test_what_was_trained_goes_into_the_store(trained: Path, tmp_path: Path) -> None:
+    copy = copy_run(trained, tmp_path)
+    line = json.dumps({"step": 1, "examples": ["train-001"]}) + "\n"
+    (copy / "run" / "trained.jsonl").write_text(line)
+    sweep(copy / "run", settings(copy, tmp_path / "store"))
+    assert (tmp_path / "store" / "run" / "trained.jsonl").read_text() == line
+
+
+def test_watching_scores_checkpoints_as_they_appear_and_stops_at_the_last(
+    trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "live"
+    source = trained / "run"
+    arriving = iter(["checkpoint-10", "checkpoint-20", "checkpoint-30"])
+
+    def train(_: float) -> None:
+        """A trainer that keeps one checkpoint (save_total_limit=1)."""
+        name = next(arriving)
+        shutil.rmtree(run, ignore_errors=True)
+        # half a checkpoint: weights without the state that is written last
+        shutil.copytree(source / name, run / name)
+
+    result = watch(
+        run, settings(trained, tmp_path / "store"), interval=0.0, sleep=train
+    )
+    assert result.scored == (0, 10, 20, 30)
+    whole = load_run(tmp_path / "store" / "run")
+    assert [t.manifest.step for t in whole] == [0, 10, 20, 30]
+
+
+def test_a_checkpoint_being_written_is_left_alone(
+    trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "live"
+    shutil.copytree(trained / "run" / "checkpoint-30", run / "checkpoint-30")
+    state = run / "checkpoint-30" / "trainer_state.json"
+    content = state.read_text()
+    state.unlink()
+    looks: list[int] = []
+
+    def finish(_: float) -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            state.write_text(content)
+
+    result = watch(
+        run, settings(trained, tmp_path / "store"), interval=0.0, sleep=finish
+    )
+    assert len(looks) == 3
+    assert result.scored == (0, 30)
+
+
+def command(trained: Path, store: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "ldeval.cli", "-q", "sweep", str(trained / "run")),
+        *("--base", str(trained / "base"), "--store", str(store)),
+        *("--model", "hf", "--model_args", "dtype=float32,device=cpu"),
+        *("--limit", "3", "2", "--apply_chat_template"),
+    ]
+
+
+def test_a_killed_sweep_goes_on_and_ends_as_an_uninterrupted_one(
+    trained: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(trained, whole), check=True)
+
+    process = subprocess.Popen(command(trained, killed))
+    first = step_folder(killed, "run", 0) / "manifest.json"
+    deadline = time.monotonic() + 120
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {
+        step: (step_folder(killed, "run", step) / "manifest.json").stat().st_mtime_ns
+        for step in steps(killed)
+    }
+    assert finished
+    assert len(finished) < 4
+
+    subprocess.run(command(trained, killed), check=True)
+    for step, stamp in finished.items():
+        manifest = step_folder(killed, "run", step) / "manifest.json"
+        assert manifest.stat().st_mtime_ns == stamp, "scored again"
+    for one, two in zip(load_run(whole / "run"), load_run(killed / "run"), strict=True):
+        assert one.index() == two.index()
+        np.testing.assert_array_equal(one.logprob_sums, two.logprob_sums)
+        np.testing.assert_array_equal(one.tokens.ref_logprobs, two.tokens.ref_logprobs)
+
+
+def test_an_interrupt_keeps_what_is_finished(trained: Path, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        manifest = step_folder(tmp_path, "run", 0) / "manifest.json"
+        while not manifest.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    result = watch(tmp_path / "nothing-yet", settings(trained, tmp_path), interval=0.01)
+    assert result.scored == (0,)
+
+
+def test_the_command_exits_with_1_where_a_checkpoint_is_broken(
+    trained: Path, tmp_path: Path
+) -> None:
+    copy = copy_run(trained, tmp_path)
+    break_truncated(copy / "run" / "checkpoint-20")
+    done = subprocess.run(
+        command(copy, tmp_path / "store"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "1 broken" in done.stdout
+    assert "step 20:" in done.stdout
