@@ -561,7 +561,11 @@ class PairComparison:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The level of one kind at one checkpoint."""
+    """The level of one kind at one checkpoint.
+
+    The intervals are those of the change since the first checkpoint, paired by prompt
+    and laid around the level, so they have no width at the first.
+    """
 
     step: int
     kind: str

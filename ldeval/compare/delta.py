@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -224,8 +224,11 @@ def curves(
 ) -> tuple[CurvePoint, ...]:
     """Level of each kind at each checkpoint, over the responses scored at every one.
 
-    Keeping to common responses makes a curve move only because the model did. Argmax
-    rows follow where every checkpoint holds them. Ordered by kind, split, step.
+    Keeping to common responses makes a curve move only because the model did. The
+    interval is that of the change since the first checkpoint, paired by prompt and
+    laid around the level: prompts differ in level far more than in change, and it is
+    the change that a curve is read for. It has no width at the first checkpoint.
+    Argmax rows follow where every checkpoint holds them. Ordered by kind, split, step.
     """
     rows = np.stack([align(tables[0], table) for table in tables])
     everywhere = (rows >= 0).all(axis=0)
@@ -238,32 +241,61 @@ def curves(
     for name, kind, parts in plan:
         for split, mask in splits(tables[0], kind):
             kept = np.flatnonzero(mask & everywhere)
+            first = parts[0].at(rows[0][kept])
             for table, index, part in zip(tables, rows, parts, strict=True):
                 if len(kept):
                     level = part.at(index[kept])
-                    term = Term(
+                    change = Term(
                         tables[0].probe_ids[kept],
                         {kind: tables[0].text_hashes[kept]},
-                        level.sums,
+                        level.sums - first.sums,
                         level.tokens,
                         missing=NO_ARGMAX,
-                    ).at(np.isfinite(level.sums))
+                    )
+                    finite = np.isfinite(level.sums) & np.isfinite(first.sums)
                     step = table.manifest.step
-                    points.append(_point(step, name, split, term, bootstrap))
+                    points.append(
+                        _point(
+                            step,
+                            name,
+                            split,
+                            change.at(finite),
+                            first.sums[finite],
+                            bootstrap,
+                        )
+                    )
     return tuple(points)
 
 
 def _point(
-    step: int, kind: str, split: Split, term: Term, bootstrap: Bootstrap
+    step: int,
+    kind: str,
+    split: Split,
+    change: Term,
+    first: FloatArray,
+    bootstrap: Bootstrap,
 ) -> CurvePoint:
-    ones = np.ones(len(term))
-    summed = Term(term.prompts, term.texts, term.numerators, ones, 1.0, term.missing)
-    return CurvePoint(
-        step=step,
-        kind=kind,
-        split=split,
-        mean_sum=estimate([summed], unit=NATS_PER_RESPONSE, bootstrap=bootstrap),
-        per_token=estimate([term], unit=NATS_PER_TOKEN, bootstrap=bootstrap),
+    """A level, with the interval of its change since the first checkpoint.
+
+    Args:
+        change: Δsum since then over tokens, [R].
+        first: Σ ln p at the first checkpoint, [R].
+    """
+    summed = replace(change, denominators=np.ones(len(change)))
+    total = estimate([summed], unit=NATS_PER_RESPONSE, bootstrap=bootstrap)
+    rate = estimate([change], unit=NATS_PER_TOKEN, bootstrap=bootstrap)
+    if len(first):
+        total = _raised(total, float(first.mean()))
+        rate = _raised(rate, float(first.sum() / change.denominators.sum()))
+    return CurvePoint(step=step, kind=kind, split=split, mean_sum=total, per_token=rate)
+
+
+def _raised(change: Estimate, level: float) -> Estimate:
+    return replace(
+        change,
+        value=change.value + level,
+        low=change.low + level,
+        high=change.high + level,
     )
 
 

@@ -40,6 +40,8 @@ VERDICT_LEVEL = 0.99
 """Confidence level of the intervals that verdicts rest on."""
 REPLICATES = 4999
 """Bootstrap replicates: (REPLICATES + 1)·α/2 is whole for 95% and 99%."""
+FEW_CLUSTERS = 10
+"""Fewer than these get Student's t interval instead of the bootstrap-t."""
 
 _BLOCK_ELEMENTS = 2_000_000
 _PRODUCT_ELEMENTS = 400_000
@@ -103,12 +105,19 @@ class Bootstrap:
     ) -> tuple[float, float]:
         """Bootstrap-t interval of ``value``.
 
+        Below ``FEW_CLUSTERS`` it is Student's t interval with G − 1 degrees of freedom:
+        so few clusters have too few distinct resamples, some of them nearly without
+        spread, and t* then has no usable tails.
+
         A replicate without spread (the same cluster drawn throughout) cannot be
         studentised and is dropped. Where more than one tail of them is dropped, which
         happens with very few clusters or when few of them carry the change, what is
         left understates the spread, and the interval is widened to cover Student's t
         interval with G − 1 degrees of freedom as well.
         """
+        if clusters < FEW_CLUSTERS:
+            reach = float(special.stdtrit(clusters - 1, 0.5 + level / 2.0)) * se
+            return value - reach, value + reach
         parts = []
         for weights in self.weights(clusters):
             values, squares = replicate(weights)

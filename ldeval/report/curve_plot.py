@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ldeval.records import (
@@ -64,7 +64,10 @@ class Line:
 
 
 def curves_figure(
-    comparisons: Comparison | Sequence[Comparison], split: Split = "trained"
+    comparisons: Comparison | Sequence[Comparison],
+    split: Split = "trained",
+    *,
+    relative: bool = False,
 ) -> Figure:
     """Curves of every kind, one stage after the other.
 
@@ -73,6 +76,9 @@ def curves_figure(
     Args:
         comparisons: One comparison, or the stages of a training in their order.
         split: Which probes.
+        relative: Draw the change since each stage's first checkpoint instead of the
+            level. Kinds differ by a hundred nats in level and by ten in change, so
+            this is where movement is seen.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -80,7 +86,7 @@ def curves_figure(
     stages = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
     starts = _starts(stages)
     drawn = [
-        (unit, {r: _lines(stages, starts, split, scale, r) for r in REGIONS})
+        (unit, {r: _lines(stages, starts, split, scale, r, relative) for r in REGIONS})
         for scale, unit in _ROWS
     ]
     rows = [row for row in drawn if any(map(_extent, row[1].values()))] or drawn[:1]
@@ -89,15 +95,16 @@ def curves_figure(
         span = max(map(_extent, panels.values())) or 1.0
         for c, region in enumerate(REGIONS):
             axes = figure.add_axes(_place(r, c, len(rows)))
-            _panel(axes, panels[region], span)
+            _panel(axes, panels[region], span, relative)
             _ticks(axes, stages, starts, named=r == 0)
             if c == 0:
-                axes.set_ylabel(f"log-probability, {unit}", fontsize=FONT, color=INK)
+                what = "change" if relative else "log-probability"
+                axes.set_ylabel(f"{what}, {unit}", fontsize=FONT, color=INK)
             if r == 0:
                 _head(axes, region)
             if r == len(rows) - 1:
                 axes.set_xlabel("training step", fontsize=FONT, color=INK)
-    _title(figure, stages, split)
+    _title(figure, stages, split, relative)
     return figure
 
 
@@ -139,6 +146,7 @@ def _lines(
     split: Split,
     scale: Scale,
     region: Region,
+    relative: bool,
 ) -> list[Line]:
     lines = []
     for stage, start in zip(stages, starts, strict=True):
@@ -149,8 +157,20 @@ def _lines(
         for kind, found in points.items():
             found.sort(key=lambda point: point.step)
             x = tuple(start + point.step - stage.steps[0] for point in found)
-            lines.append(Line(kind, x, tuple(getattr(p, scale) for p in found)))
+            estimates = tuple(getattr(p, scale) for p in found)
+            if relative:
+                estimates = tuple(_less(e, estimates[0].value) for e in estimates)
+            lines.append(Line(kind, x, estimates))
     return lines
+
+
+def _less(estimate: Estimate, level: float) -> Estimate:
+    return replace(
+        estimate,
+        value=estimate.value - level,
+        low=estimate.low - level,
+        high=estimate.high - level,
+    )
 
 
 def _ends(lines: Iterable[Line]) -> tuple[float, float] | None:
@@ -173,7 +193,7 @@ def _extent(lines: Iterable[Line]) -> float:
 # --------------------------------------------------------------------------- drawing
 
 
-def _panel(axes: Axes, lines: Sequence[Line], span: float) -> None:
+def _panel(axes: Axes, lines: Sequence[Line], span: float, relative: bool) -> None:
     plain_axes(axes)
     ends = _ends(lines)
     if ends is None:
@@ -181,8 +201,12 @@ def _panel(axes: Axes, lines: Sequence[Line], span: float) -> None:
         box = axes.transAxes
         axes.text(0.5, 0.5, "none", transform=box, ha="center", color=MUTED)
         return
-    # no log-probability is above zero, so neither is an axis
-    top = min(sum(ends) / 2 + span * 0.53, max(0.0, ends[1]))
+    top = sum(ends) / 2 + span * 0.53
+    if relative:
+        axes.axhline(0.0, color=MUTED, linewidth=0.8)
+    else:
+        # no log-probability is above zero, so neither is an axis
+        top = min(top, max(0.0, ends[1]))
     axes.set_ylim(top - span * 1.06, top)
     for line in lines:
         _draw(axes, line)
@@ -348,9 +372,14 @@ def _head(axes: Axes, region: Region) -> None:
     )
 
 
-def _title(figure: Figure, stages: Sequence[Comparison], split: Split) -> None:
+def _title(
+    figure: Figure, stages: Sequence[Comparison], split: Split, relative: bool
+) -> None:
     left, tall = _LEFT / _WIDTH, figure.get_figheight()
     title = f"Log-probability of each response kind, {SPLIT_NAMES[split]} probes"
+    if relative:
+        since = "each stage's start" if len(stages) > 1 else "the first checkpoint"
+        title = f"Change of log-probability since {since}, {SPLIT_NAMES[split]} probes"
     figure.text(left, 1 - 0.28 / tall, title, fontsize=FONT + 3, color=INK)
     below = (
         f"{_bands(stages)} Panels of a row span equally many nats, so equal slopes are "
@@ -362,4 +391,6 @@ def _title(figure: Figure, stages: Sequence[Comparison], split: Split) -> None:
 def _bands(stages: Sequence[Comparison]) -> str:
     found = [p.mean_sum for stage in stages for p in stage.curves]
     levels = sorted({level(e.level) for e in found if math.isfinite(e.low)})
-    return f"Bands: {'/'.join(levels)} intervals over prompts." if levels else ""
+    if not levels:
+        return ""
+    return f"Bands: {'/'.join(levels)} intervals of the change, paired by prompt."

@@ -57,9 +57,16 @@ def _curves(stages: Sequence[Comparison]) -> Iterable[PlannedFigure]:
         if any(point.split == split for stage in stages for point in stage.curves):
             yield PlannedFigure(
                 f"curves_{split}",
+                "Change of log-probability against training step, "
+                f"{SPLIT_NAMES[split]} probes.",
+                partial(curves_figure, stages, split, relative=True),
+            )
+            yield PlannedFigure(
+                f"levels_{split}",
                 "Log-probability of every kind against training step, "
                 f"{SPLIT_NAMES[split]} probes.",
                 partial(curves_figure, stages, split),
+                folded=True,
             )
 
 
