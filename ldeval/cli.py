@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.errors import LdevalError, MismatchError, ProbeError
@@ -31,14 +32,30 @@ VERDICTS = (
 )
 
 
+def run() -> NoReturn:
+    """The program: :func:`main`, and out.
+
+    Once vLLM has been loaded, threads of its libraries can abort the interpreter while
+    it shuts down ("terminate called without an active exception"), which would turn a
+    finished sweep into a failed one. Everything is on disk by then, so the process
+    ends at once.
+    """
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "vllm" in sys.modules:
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command."""
     options = parser().parse_args(arguments)
     logging.basicConfig(
-        level=logging.WARNING if options.quiet else logging.INFO,
-        format="%(levelname)s %(message)s",
-        stream=sys.stderr,
+        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
     )
+    if not options.quiet:
+        logging.getLogger("ldeval").setLevel(logging.INFO)
     try:
         return int(options.handler(options))
     except LdevalError as error:
@@ -394,4 +411,4 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -404,6 +404,20 @@ class ScoreTable:
         """The token scores of response ``index``."""
         return self.tokens.slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    def to_pandas(self) -> Any:
+        """One row a response: probe_id, kind, trained, n_tokens, logprob_sum (nats)."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "probe_id": self.probe_ids,
+                "kind": self.kinds,
+                "trained": self.trained,
+                "n_tokens": self.n_tokens,
+                "logprob_sum": self.logprob_sums,
+            }
+        )
+
     def index(self) -> dict[tuple[str, str], int]:
         """Row of each (probe_id, kind)."""
         pairs = zip(self.probe_ids.tolist(), self.kinds.tolist(), strict=True)
@@ -629,3 +643,23 @@ class Comparison:
     notes: tuple[str, ...]
     manifests: tuple[Manifest, ...]
     """One a step."""
+
+    def to_pandas(self) -> Any:
+        """The change per kind of every pair and of first → last, one row each; an
+        estimate's ends are in the columns ``…_low`` and ``…_high``."""
+        import pandas as pd
+
+        rows = []
+        for pair in (*self.pairs, self.overall):
+            for change in pair.changes:
+                row: dict[str, Any] = {"before": pair.before, "after": pair.after}
+                for item in dataclasses.fields(change):
+                    value = getattr(change, item.name)
+                    if isinstance(value, Estimate):
+                        row[item.name] = value.value
+                        row[f"{item.name}_low"] = value.low
+                        row[f"{item.name}_high"] = value.high
+                    else:
+                        row[item.name] = value
+                rows.append(row)
+        return pd.DataFrame(rows)

@@ -31,7 +31,7 @@ class Size:
 
 SIZES = {
     "quick": Size(sft_steps=4, dpo_steps=8, dpo_saves=2, trained=4, heldout=2),
-    "default": Size(sft_steps=16, dpo_steps=24, dpo_saves=4, trained=20, heldout=4),
+    "default": Size(sft_steps=16, dpo_steps=24, dpo_saves=4, trained=24, heldout=4),
     "full": Size(sft_steps=16, dpo_steps=24, dpo_saves=4, trained=None, heldout=None),
 }
 

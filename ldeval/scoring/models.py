@@ -165,7 +165,7 @@ class VllmEngine:
             "ldeval_swap", args=(str(Path(checkpoint.path).resolve()), self._tied)
         )
         self._lm.model.reset_prefix_cache()
-        log.info("swapped in %s: %s tensors", checkpoint.path, loaded)
+        log.info("swapped in %s: %s tensors", checkpoint.path, loaded[0])
         self.swapped = True
         return self._lm
 

@@ -271,6 +271,25 @@ def test_a_curve_keeps_to_the_responses_scored_at_every_checkpoint():
     assert (5, "argmax:chosen") in points
 
 
+def test_a_curves_interval_is_that_of_the_change_since_the_first_checkpoint():
+    world = make_world(24, kinds=("chosen", "rejected"))
+    first, second = world.table(0), world.changed(squeezed()).table(5, world)
+    points = {(p.step, p.kind): p for p in curves([first, second], FEW)}
+    found = changes_between(first, second)
+    for kind in ("chosen", "rejected"):
+        change = found[kind, "trained"]
+        start, end = points[0, kind], points[5, kind]
+        for scale, expected in (
+            ("mean_sum", change.delta_sum),
+            ("per_token", change.delta_tok),
+        ):
+            one, other = getattr(start, scale), getattr(end, scale)
+            assert one.low == one.value == one.high
+            assert other.value - one.value == pytest.approx(expected.value)
+            assert other.low - one.value == pytest.approx(expected.low)
+            assert other.high - one.value == pytest.approx(expected.high)
+
+
 def test_a_repeated_evaluation_is_not_a_distinct_one(small_pair):
     before, after = small_pair
     order = np.random.default_rng(1).permutation(len(after))

@@ -332,3 +332,19 @@ def test_the_state_of_a_mirrored_estimate_is_the_mirrored_state(value, half, mar
 def test_bounds_are_met_in_the_middle_and_their_intervals_joined():
     both = bounded_estimate(interval(0.1, 0.2, 0.3), interval(0.3, 0.4, 0.6))
     assert (both.low, both.value, both.high) == pytest.approx((0.1, 0.3, 0.6))
+
+
+def test_few_clusters_get_students_t_interval():
+    values = np.array([0.3, 1.1, -0.4, 0.9, 2.0])[:, None]
+    found = ratio_estimate(
+        values,
+        np.ones_like(values),
+        np.ones(1),
+        unit="nats",
+        n=5,
+        bootstrap=Bootstrap(0, 199),
+    )
+    expected = scipy.stats.t.interval(
+        0.95, 4, loc=values.mean(), scale=scipy.stats.sem(values[:, 0])
+    )
+    assert (found.low, found.high) == pytest.approx(expected)

@@ -164,7 +164,7 @@ def test_a_report_is_written_whole(
     page = report.read_text("utf-8")
     assert page.startswith("# SFT &lt;then&gt; DPO\n")
     links = re.findall(r"^!\[.*\]\(([^)]+)\)$", page, re.MULTILINE)
-    assert len(links) == 2 + 2 * 4
+    assert len(links) == 2 * 2 + 2 * 4
     for link in links:
         assert (report.parent / link).read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (report.parent / link).with_suffix(".svg").read_bytes()
