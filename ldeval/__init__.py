@@ -88,19 +88,26 @@ def diff(
     from pathlib import Path
 
     from ldeval.compare import compare_run
+    from ldeval.records import OBJECTIVES
     from ldeval.store import load_run, read_trained
 
+    trained = None
     if isinstance(run, (str, Path)):
-        folder = Path(run)
-        return compare_run(
-            load_run(folder),
-            run=folder.name,
-            trained_log=read_trained(folder),
-            allow_mixed=allow_mixed,
-        )
-    tables = list(run)
-    name = tables[0].manifest.run if tables else ""
-    return compare_run(tables, run=name, allow_mixed=allow_mixed)
+        tables = load_run(run)
+        name = Path(run).name
+        trained = read_trained(run)
+    else:
+        tables = list(run)
+        name = tables[0].manifest.run if tables else ""
+    declared = {table.manifest.objective for table in tables}
+    objective = declared.pop() if len(declared) == 1 else None
+    return compare_run(
+        tables,
+        run=name,
+        trained_log=trained,
+        objective_has_negative=None if objective is None else OBJECTIVES[objective],
+        allow_mixed=allow_mixed,
+    )
 
 
 def _probe_set(probes: str | Path | ProbeSet | None) -> ProbeSet:

@@ -56,58 +56,119 @@ def find_checkpoints(run: str | Path) -> list[Checkpoint]:
 
 
 def describe_checkpoint(path: str | Path, step: int) -> Checkpoint:
-    """A checkpoint record: full weights, or an adapter with its base."""
+    """A checkpoint record: full weights, or an adapter with its base.
+
+    A damaged adapter configuration is not an error yet: :func:`check_weights` names it.
+    """
     folder = Path(path)
-    config = folder / _ADAPTER
-    if not config.is_file():
+    if not (folder / _ADAPTER).is_file():
         return Checkpoint(str(folder), step)
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = _read_json(folder / _ADAPTER).get("base_model_name_or_path")
+    except CheckpointError:
+        base = None
     return Checkpoint(str(folder), step, "adapter", base)
 
 
 def is_saved(checkpoint: Checkpoint) -> bool:
     """Whether the trainer has finished writing it: the trainer state comes last."""
     folder = Path(checkpoint.path)
-    return (folder / "trainer_state.json").is_file() and any(_weight_files(folder))
+    return (folder / "trainer_state.json").is_file() and bool(_weight_files(folder))
 
 
-def _weight_files(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob("*.safetensors"))
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON ({error}). Save or copy it again."
+        ) from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: holds {type(record).__name__}, not an object.")
+    return record
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weight files that a library would load from a folder: the shards that the
+    index names, one file, or an adapter. Others beside them do not count."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(map(str, _read_json(index).get("weight_map", {}).values()))
+        for name in shards:
+            if Path(name).name != name:
+                raise CheckpointError(f"{index}: names {name!r}, outside its folder.")
+        return [folder / name for name in sorted(shards)]
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        if (folder / name).is_file():
+            return [folder / name]
+    return []
 
 
 def check_weights(checkpoint: Checkpoint) -> None:
-    """Open every weight file and check that it is whole.
+    """Open every weight file, an adapter's base too, and check that it is whole.
 
     Raises:
         CheckpointError: naming the file, what is wrong and what to do.
     """
+    folder = Path(checkpoint.folder)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such folder. Give a local folder; a model of a hub must be "
+            "downloaded first."
+        )
+    if checkpoint.layout == "adapter":
+        _read_json(folder / _ADAPTER)
+        if checkpoint.base is not None and Path(checkpoint.base).is_dir():
+            check_weights(describe_checkpoint(checkpoint.base, 0))
+    files = _weight_files(folder)
+    if not files:
+        raise _no_weights(folder)
+    for path in files:
+        _check_whole(path)
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    pickled = sorted(path.name for glob in _PICKLED for path in folder.glob(glob))
+    if pickled:
+        return CheckpointError(
+            f"{folder}: only pickled weights ({', '.join(pickled[:3])}), which run "
+            "code when they are loaded. Save as safetensors (save_pretrained) and try "
+            "again."
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    found = f"; found {', '.join(others[:3])}" if others else ""
+    return CheckpointError(
+        f"{folder}: no *.safetensors in it under a name that transformers loads "
+        f"(model.safetensors, its index, adapter_model.safetensors){found}."
+    )
+
+
+def _check_whole(path: Path) -> None:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingExtraError("safetensors", "hf") from error
-    folder = Path(checkpoint.path)
-    files = list(_weight_files(folder))
-    if not files:
-        pickled = [path.name for glob in _PICKLED for path in folder.glob(glob)]
-        if pickled:
-            raise CheckpointError(
-                f"{folder}: only pickled weights ({', '.join(sorted(pickled)[:3])}), "
-                "which run code when they are loaded. Save as safetensors "
-                "(model.save_pretrained(…)) and try again."
-            )
-        raise CheckpointError(f"{folder}: no *.safetensors in it.")
-    for path in files:
-        try:
-            with safe_open(str(path), framework="np") as handle:
-                names = len(handle.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path}: cannot be read as safetensors ({error}); it has "
-                f"{path.stat().st_size} bytes. Was it cut short while being written or "
-                "copied? Save or copy it again."
-            ) from error
-        if not names:
-            raise CheckpointError(f"{path}: holds no tensors.")
+    try:
+        size = path.stat().st_size
+        with safe_open(str(path), framework="np") as handle:
+            names = len(handle.keys())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: is gone. Was the checkpoint deleted while it was read, or is a "
+            "shard that the index names missing?"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as safetensors ({error}); it has {size} bytes. "
+            "Was it cut short while being written or copied? Save or copy it again."
+        ) from error
+    if not names:
+        raise CheckpointError(f"{path}: holds no tensors.")
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -121,7 +182,7 @@ def weights_hash(folder: str | Path) -> str:
     """
     entries = sorted(_tensor_headers(folder), key=lambda item: item[0])
     if not entries:
-        raise CheckpointError(f"{folder}: no *.safetensors in it.")
+        raise _no_weights(Path(folder))
     digest = hashlib.sha256()
     handles: dict[Path, BinaryIO] = {}
     try:
@@ -177,13 +238,24 @@ def stored_dtype(folder: str | Path) -> str | None:
 
 
 def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, by name; an output layer stored beside a tied embedding
-    is left out, since some savers write it and some do not."""
+    """Shape of every tensor, by name. An output layer stored beside an embedding that
+    the configuration ties is left out: some savers write it and some do not."""
     shapes = {
         name: tuple(entry["shape"]) for name, entry, *_ in _tensor_headers(folder)
     }
-    shapes.pop("lm_head.weight", None)
+    if _ties_embeddings(Path(folder)):
+        shapes.pop("lm_head.weight", None)
     return shapes
+
+
+def _ties_embeddings(folder: Path) -> bool:
+    """Whether ``config.json`` says so outright."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return False
+    config = _read_json(path)
+    text = config.get("text_config") or {}
+    return bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
 
 
 def has_tokenizer(folder: str | Path) -> bool:

@@ -7,6 +7,7 @@ checkpoint, a verdict asked for with --fail-on); 2 could not be done.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -17,19 +18,9 @@ from typing import Any, NoReturn
 
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.errors import LdevalError, MismatchError, ProbeError
-from ldeval.records import KIND_NAMES
+from ldeval.records import KIND_NAMES, OBJECTIVES, VERDICT_NAMES
 
 Handler = Callable[[argparse.Namespace], int]
-
-VERDICTS = (
-    "squeezing",
-    "squeezing_chosen_held",
-    "likelihood_displacement",
-    "learning",
-    "hallucination_pull",
-    "ungrammatical_leakage",
-    "repetition",
-)
 
 
 def run() -> NoReturn:
@@ -167,11 +158,14 @@ def _probes_import(options: argparse.Namespace) -> int:
         ("permutations equal to chosen, kept", report.same_as_chosen),
     ):
         print(f"{title}: {len(items)}")
-        for probe_id, kind in items[:30]:
+        for probe_id, kind in items[:10]:
             print(f"  {probe_id} {kind}")
-        if len(items) > 30:
-            print(f"  … and {len(items) - 30} more")
+        if len(items) > 10:
+            print(f"  … and {len(items) - 10} more")
     print(f"fields not scored (chosen_selfr): {report.skipped_fields}")
+    listed = options.output.with_name(options.output.name + ".repairs.json")
+    listed.write_text(json.dumps(dataclasses.asdict(report), indent=1), "utf-8")
+    print(f"every repair: {listed}")
     return 0
 
 
@@ -221,7 +215,20 @@ def _sweep_command(commands: Any) -> None:
         "--limit", type=int, nargs=2, metavar=("TRAINED", "HELDOUT"), default=None
     )
     command.add_argument(
+        "--objective",
+        action="append",
+        default=[],
+        choices=sorted(OBJECTIVES),
+        help="what the run was trained with; once for each stage",
+    )
+    command.add_argument(
         "--watch", action="store_true", help="score checkpoints as they appear"
+    )
+    command.add_argument(
+        "--idle",
+        type=float,
+        metavar="MINUTES",
+        help="with --watch: end when no checkpoint has come for so long",
     )
 
 
@@ -229,7 +236,8 @@ def _sweep(options: argparse.Namespace) -> int:
     from lm_eval.utils import simple_parse_args_string
 
     from ldeval.probes import read_probes
-    from ldeval.sweep import SweepSettings, sweep_stages, watch
+    from ldeval.sweep import SweepSettings, sweep_stages
+    from ldeval.watch import watch
 
     probes = read_probes(options.probes or bundled_probes())
     if options.limit is not None:
@@ -246,9 +254,15 @@ def _sweep(options: argparse.Namespace) -> int:
         initial_model=options.initial_model,
         base=options.base,
         progress=not options.quiet,
+        objectives=tuple(options.objective),
     )
+    if options.watch and options.then:
+        raise MismatchError(
+            "--watch follows one run, and --then names another. Watch each by itself."
+        )
     if options.watch:
-        results = {settings.run: watch(options.run_dir, settings)}
+        idle = None if options.idle is None else 60 * options.idle
+        results = {settings.run: watch(options.run_dir, settings, idle=idle)}
     else:
         results = sweep_stages([options.run_dir, *options.then], settings)
     for name, result in results.items():
@@ -262,18 +276,21 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _ls(options: argparse.Namespace) -> int:
+    from ldeval.errors import StoreError
     from ldeval.store import list_runs, read_manifest
 
     runs = list_runs(options.store)
-    if not runs:
-        print(f"{options.store}: no runs")
     for name, steps in runs.items():
         print(name)
         for item in steps:
             if not item.complete:
                 print(f"  step {item.step:>6}  incomplete: the same sweep goes on here")
                 continue
-            manifest = read_manifest(item.folder)
+            try:
+                manifest = read_manifest(item.folder)
+            except StoreError as error:
+                print(f"  step {item.step:>6}  unreadable: {error}")
+                continue
             print(
                 f"  step {item.step:>6}  {manifest.n_responses} responses, "
                 f"{manifest.n_tokens} tokens, {manifest.backend} {manifest.dtype}, "
@@ -321,7 +338,7 @@ def _diff_command(commands: Any) -> None:
     command.add_argument(
         "--fail-on",
         action="append",
-        choices=VERDICTS,
+        choices=VERDICT_NAMES,
         default=[],
         help="exit 1 where this verdict holds on trained probes",
     )
@@ -333,6 +350,7 @@ def _diff(options: argparse.Namespace) -> int:
     comparison = _comparison(options.run, options.allow_mixed)
     print(print_summary(comparison))
     if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(dumps(comparison), encoding="utf-8")
     if options.report is not None:
         path = write_report([comparison], options.report, title=comparison.run)

@@ -84,16 +84,14 @@ def _package(name: str, extra: str) -> Finding:
     try:
         return Finding(True, f"{name} {metadata.version(name)}")
     except metadata.PackageNotFoundError:
-        return Finding(
-            True, f"{name} is not installed (optional: pip install 'ldeval[{extra}]')"
-        )
+        return Finding(True, f"{name} is not installed (optional: the extra '{extra}')")
 
 
 def _vllm() -> Iterator[Finding]:
     if importlib.util.find_spec("vllm") is None:
         yield Finding(
             True,
-            "vllm is not installed (optional: pip install 'ldeval[vllm]' for CUDA, "
+            "vllm is not installed (optional: the extra 'vllm' for CUDA, "
             "scripts/setup --vllm-cpu for CPU)",
         )
         return

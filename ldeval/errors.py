@@ -11,6 +11,7 @@ ldeval still handles it sensibly::
     │   └── IncompleteError                no manifest: scoring never finished
     ├── MismatchError (ValueError)         two tables that must not be compared
     ├── ScoringError (RuntimeError)        a backend could not give a trustworthy score
+    │   ├── KnownAnswerError               scores differ from an independent computation
     │   └── UnsupportedBackendError        a setting or model not scored exactly
     └── MissingExtraError (ImportError)    an optional package is not installed
 
@@ -78,6 +79,10 @@ class ScoringError(LdevalError, RuntimeError):
     """A backend could not give a score that can be trusted."""
 
 
+class KnownAnswerError(ScoringError):
+    """Scores differ from an independent computation by more than the dtype explains."""
+
+
 class UnsupportedBackendError(ScoringError):
     """A model type or a setting for which exact per-token scores cannot be had."""
 
@@ -87,6 +92,6 @@ class MissingExtraError(LdevalError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"this needs the package '{package}', which is not installed. "
-            f"Install it with: pip install 'ldeval[{extra}]'"
+            f"this needs the package '{package}', which is not installed. Install it "
+            f"with the extra '{extra}': from a checkout, pip install '.[{extra}]'"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +23,9 @@ from lm_eval.config.task import TaskConfig
 from ldeval.bundled import bundled_probes
 from ldeval.errors import ProbeError, StoreError
 from ldeval.probes import ProbeSet, parse_probe, probe_to_record, read_probes
-from ldeval.records import KIND_NAMES, TOP_K, Excluded, ScoreTable, task_name
+from ldeval.records import KIND_NAMES, TOP_K, Excluded, ScoreTable
 from ldeval.scoring import request
-from ldeval.scoring.score import Backend, Scored
+from ldeval.scoring.score import Backend, Scored, scoring_notes
 from ldeval.scoring.tables import build_table
 
 log = logging.getLogger(__name__)
@@ -225,16 +226,17 @@ def read_output(folder: str | Path, *, run: str, step: int) -> ScoreTable:
     if first is None:
         raise StoreError(f"{folder}: no response was scored in this run")
     answered = {k: r for k, r in records.items() if "logprob_sum" in r}
+    backend = Backend(
+        name=first["backend"],
+        tier=first["tier"],
+        dtype=first["dtype"],
+        vocab_size=first["vocab_size"],
+        versions=first["versions"],
+        tokenizer_hash=first["tokenizer_hash"],
+        template_hash=first["template_hash"],
+    )
     scored = Scored(
-        backend=Backend(
-            name=first["backend"],
-            tier=first["tier"],
-            dtype=first["dtype"],
-            vocab_size=first["vocab_size"],
-            versions=first["versions"],
-            tokenizer_hash=first["tokenizer_hash"],
-            template_hash=first["template_hash"],
-        ),
+        backend=backend,
         span=first["span"],
         template_used=first["template_used"],
         scores={key: request.load_score(record) for key, record in answered.items()},
@@ -242,7 +244,8 @@ def read_output(folder: str | Path, *, run: str, step: int) -> ScoreTable:
         split_exceptions=tuple(
             sorted({k[0] for k, r in answered.items() if r["merged"]})
         ),
-        notes=(),
+        contexts={k[0]: r["context"] for k, r in answered.items() if r["context"]},
+        notes=scoring_notes(backend, probes, first["template_used"]),
     )
     return build_table(
         probes,
@@ -264,14 +267,18 @@ def _excluded(records: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Excl
     ]
 
 
+_SAMPLES = re.compile(r"samples_ldyn_(?P<kind>[a-z_]+)_(?P<stamp>\d{4}-[^_]*)\.jsonl")
+"""Names of the harness's sample files: the stamp is an ISO time with dashes."""
+
+
 def _latest_samples(folder: Path) -> dict[str, Path]:
     """By kind, the samples file of the latest run below ``folder``."""
-    dated: dict[str, dict[str, Path]] = {}
-    for kind in KIND_NAMES:
-        prefix = f"samples_{task_name(kind)}_"
-        for path in folder.rglob(f"{prefix}*.jsonl"):
-            stamp = path.stem.removeprefix(prefix)
-            dated.setdefault(f"{stamp}\0{path.parent}", {})[kind] = path
+    dated: dict[tuple[str, str], dict[str, Path]] = {}
+    for path in folder.rglob("samples_ldyn_*.jsonl"):
+        name = _SAMPLES.fullmatch(path.name)
+        if name is not None and name["kind"] in KIND_NAMES:
+            key = (name["stamp"], str(path.parent))
+            dated.setdefault(key, {})[name["kind"]] = path
     if not dated:
         raise StoreError(
             f"{folder}: no samples_ldyn_*.jsonl below it. Run lm_eval with "

@@ -69,17 +69,28 @@ def step_folder(store: str | Path, run: str, step: int) -> Path:
 def list_runs(store: str | Path) -> dict[str, list[StoredStep]]:
     """Runs of a store and their steps, by name and step.
 
+    Args:
+        store: the store; or one run in it, which then is the only one.
+
     Raises:
-        StoreError: when the store does not exist.
+        StoreError: when it does not exist or holds no runs.
     """
     root = Path(store)
     if not root.is_dir():
         raise StoreError(f"{root}: no such store. Score a run into it: ldeval sweep.")
+    own = list_steps(root)
+    if own:
+        return {root.resolve().name: own}
     runs = {}
     for folder in sorted(root.iterdir()):
         steps = list_steps(folder) if folder.is_dir() else []
         if steps:
             runs[folder.name] = steps
+    if not runs:
+        raise StoreError(
+            f"{root}: holds no runs. Give a store, or one run in it; 'ldeval sweep' "
+            "makes them."
+        )
     return runs
 
 

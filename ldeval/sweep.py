@@ -7,12 +7,10 @@ scored again; what cannot be scored is listed with its reason.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from ldeval.checkpoints import (
     check_weights,
     describe_checkpoint,
     find_checkpoints,
-    is_saved,
     stored_dtype,
     tensor_shapes,
     weights_hash,
@@ -30,24 +27,27 @@ from ldeval.checkpoints import (
 from ldeval.errors import (
     CheckpointError,
     IncompleteError,
+    KnownAnswerError,
     MismatchError,
     ScoringError,
+    StoreError,
+    UnsupportedBackendError,
 )
 from ldeval.probes import ProbeSet
-from ldeval.records import TOP_K, Checkpoint, IntArray, Manifest, ScoreTable, Span
-from ldeval.scoring.models import (
-    ModelSource,
-    RestartedModels,
-    compare_known,
-    model_source,
-    plain_logprob_sums,
+from ldeval.records import (
+    TOP_K,
+    Checkpoint,
+    IntArray,
+    Manifest,
+    ScoreTable,
+    Span,
 )
+from ldeval.scoring.known_answers import KnownAnswerCheck
+from ldeval.scoring.models import ModelSource, RestartedModels, model_source
 from ldeval.scoring.score import (
     Key,
     Scored,
-    encode_probes,
     score_probes,
-    score_requests,
 )
 from ldeval.scoring.tables import (
     as_reference,
@@ -57,6 +57,7 @@ from ldeval.scoring.tables import (
 )
 from ldeval.store import (
     TRAINED,
+    StoredStep,
     list_runs,
     read_manifest,
     read_table,
@@ -66,8 +67,22 @@ from ldeval.store import (
 
 log = logging.getLogger(__name__)
 
-KNOWN_ANSWERS = 3
-"""Responses compared with an independent computation after a weight swap."""
+SIZING_ARGUMENTS = frozenset(
+    {
+        "batch_size",
+        "block_size",
+        "device",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "max_batch_size",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "parallelize",
+        "tensor_parallel_size",
+    }
+)
+"""Model arguments that say how much is done at once, not what is computed: a sweep may
+go on with others. Every other one must stay as it was."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,9 @@ class SweepSettings:
     """Scored as step 0; lends its tokenizer to checkpoints saved without one."""
     top_k: int = TOP_K
     progress: bool = True
+    objectives: tuple[str, ...] = ()
+    """What each stage was trained with (``sft``, ``dpo`` …), where it is declared; it
+    decides whether a stage can have pushed responses down on purpose."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +154,15 @@ def sweep_stages(
             if number:
                 last = find_checkpoints(runs[number - 1])[-1].path
                 name = Path(run).resolve().name
-                settings = replace(settings, run=name, base=last, initial_model=origin)
+                settings = replace(
+                    settings,
+                    run=name,
+                    base=last,
+                    initial_model=origin,
+                    objectives=settings.objectives[1:],
+                )
             jobs = _jobs(run, settings.base)
-            with _Sweep(settings, run, source) as work:
+            with Sweep(settings, run, source) as work:
                 for place, checkpoint in enumerate(jobs, 1):
                     log.info(
                         "%s: checkpoint %d of %d: %s",
@@ -154,63 +178,12 @@ def sweep_stages(
     return results
 
 
-def watch(
-    run: str | Path,
-    settings: SweepSettings,
-    *,
-    interval: float = 5.0,
-    sleep: Callable[[float], None] = time.sleep,
-) -> SweepResult:
-    """Score checkpoints as a trainer writes them, before it deletes them.
-
-    Ends when the checkpoint of the trainer's last step is scored, or at an interrupt.
-
-    Args:
-        interval: seconds between looks at the folder.
-        sleep: waits that long.
-    """
-    done: set[str] = set()
-    source = model_source(settings.model, settings.model_args, base=settings.base)
-    with contextlib.closing(source), _Sweep(settings, run, source) as work:
-        try:
-            if settings.base is not None:
-                work.take(describe_checkpoint(settings.base, 0))
-            while True:
-                for checkpoint in _saved(run):
-                    if checkpoint.path not in done:
-                        done.add(checkpoint.path)
-                        work.take(checkpoint)
-                        if _is_last(checkpoint):
-                            return work.result()
-                sleep(interval)
-        except KeyboardInterrupt:
-            log.warning("interrupted; finished steps are kept")
-        return work.result()
-
-
 def _jobs(run: str | Path, base: str | None) -> list[Checkpoint]:
     first = [] if base is None else [describe_checkpoint(base, 0)]
     return first + find_checkpoints(run)
 
 
-def _saved(run: str | Path) -> Iterator[Checkpoint]:
-    try:
-        found = find_checkpoints(run)
-    except CheckpointError:
-        return  # the trainer has not made the folder, or its first checkpoint, yet
-    yield from (checkpoint for checkpoint in found if is_saved(checkpoint))
-
-
-def _is_last(checkpoint: Checkpoint) -> bool:
-    state = Path(checkpoint.path) / "trainer_state.json"
-    try:
-        record = json.loads(state.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # deleted or being replaced by the trainer: not the last one
-    return int(record.get("global_step", -1)) >= int(record.get("max_steps", 1 << 62))
-
-
-class _Sweep:
+class Sweep:
     """The state of one sweep: the open model, the reference, what was done."""
 
     def __init__(
@@ -224,9 +197,21 @@ class _Sweep:
         self._first: Manifest | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
         origin = settings.initial_model or settings.base
-        self._origin = None if origin is None else weights_hash(origin)
+        self._origin = None if origin is None else _checked_hash(origin)
+        self._check = KnownAnswerCheck(
+            settings.probes.probes,
+            span=settings.span,
+            apply_chat_template=settings.apply_chat_template,
+            system_instruction=settings.system_instruction,
+            origin_weights=self._origin,
+        )
         self._asked = {
             "model": settings.model,
+            "model_args": {
+                name: str(value)
+                for name, value in sorted(settings.model_args.items())
+                if name not in SIZING_ARGUMENTS
+            },
             "span": settings.span,
             "apply_chat_template": settings.apply_chat_template,
             "system_instruction": settings.system_instruction,
@@ -237,23 +222,30 @@ class _Sweep:
         self._kept: list[int] = []
         self._broken: list[BrokenCheckpoint] = []
 
-    def __enter__(self) -> _Sweep:
+    def __enter__(self) -> Sweep:
         return self
 
     def __exit__(self, *_: object) -> None:
         trained = self._run / TRAINED
         target = self._settings.store / self._settings.run
         if trained.is_file() and target.is_dir():
-            shutil.copyfile(trained, target / TRAINED)
+            partial = target / f"{TRAINED}.partial"
+            shutil.copyfile(trained, partial)
+            partial.replace(target / TRAINED)
 
     def result(self) -> SweepResult:
         """What was done so far."""
         return SweepResult(tuple(self._scored), tuple(self._kept), tuple(self._broken))
 
     def take(self, checkpoint: Checkpoint) -> None:
-        """Score one checkpoint, keep a finished one, or list a broken one."""
+        """Score one checkpoint, keep a finished one, or list a broken one.
+
+        A setting that no checkpoint can be scored with ends the sweep instead.
+        """
         try:
             self._take(checkpoint)
+        except UnsupportedBackendError:
+            raise
         except (CheckpointError, ScoringError) as error:
             log.error("%s", error)
             self._broken.append(
@@ -264,7 +256,7 @@ class _Sweep:
         settings = self._settings
         check_weights(checkpoint)
         self._check_shapes(checkpoint)
-        digest = weights_hash(checkpoint.path)
+        digest = weights_hash(checkpoint.folder)
         folder = step_folder(settings.store, settings.run, checkpoint.step)
         if self._finished(folder, digest):
             self._kept.append(checkpoint.step)
@@ -290,7 +282,7 @@ class _Sweep:
         lm = self._source.open(checkpoint)
         notes: tuple[str, ...] = ()
         if self._source.swapped:
-            lm, notes = self._checked(lm, checkpoint)
+            lm, notes = self._checked(lm, checkpoint, digest)
         scored = self._score(lm)
         return build_table(
             settings.probes.probes,
@@ -301,7 +293,8 @@ class _Sweep:
             weights_hash=digest,
             probe_set_hash=settings.probes.content_hash,
             settings=self._asked,
-            stored_dtype=stored_dtype(checkpoint.path),
+            objective=settings.objectives[0] if settings.objectives else None,
+            stored_dtype=stored_dtype(checkpoint.folder),
             seconds=time.monotonic() - started,
             notes=notes,
         )
@@ -312,19 +305,21 @@ class _Sweep:
         """The same weights scored on the same probes under another run's name, as
         where DPO starts from the last checkpoint of SFT."""
         settings = self._settings
-        if self._reference_step is not None or not settings.store.is_dir():
+        if self._reference_step is not None:
             return None  # only a first step: its own top tokens become the reference
-        for name, steps in list_runs(settings.store).items():
+        for name, steps in _other_runs(settings).items():
             for item in steps:
-                if name == settings.run or not item.complete:
+                if not item.complete:
                     continue
-                manifest = read_manifest(item.folder)
+                try:
+                    manifest = read_manifest(item.folder)
+                except StoreError as error:
+                    log.warning("not looked into: %s", error)
+                    continue
                 if self._asks_the_same(manifest, digest):
                     log.info("%s: same weights as %s", checkpoint.path, item.folder)
                     note = f"the same weights were scored as {name} step {item.step}"
-                    return _renamed(
-                        read_table(item.folder), settings.run, checkpoint, note
-                    )
+                    return _renamed(read_table(item.folder), settings, checkpoint, note)
         return None
 
     def _asks_the_same(self, manifest: Manifest, digest: str) -> bool:
@@ -390,7 +385,7 @@ class _Sweep:
         """Missing tensors would be filled with random numbers without a word."""
         if checkpoint.layout == "adapter":
             return
-        shapes = tensor_shapes(checkpoint.path)
+        shapes = tensor_shapes(checkpoint.folder)
         if self._shapes is None:
             self._shapes = shapes
         for name in sorted(self._shapes.keys() | shapes.keys()):
@@ -402,66 +397,50 @@ class _Sweep:
                     "model, or incomplete?"
                 )
 
-    def _checked(self, lm: Any, checkpoint: Checkpoint) -> tuple[Any, tuple[str, ...]]:
-        """Compare a few responses with an independent computation after a swap."""
+    def _checked(
+        self, lm: Any, checkpoint: Checkpoint, digest: str
+    ) -> tuple[Any, tuple[str, ...]]:
+        """Compare a few responses with an independent computation after a swap.
+
+        An engine that fails is started anew from the checkpoint and checked again.
+
+        Raises:
+            KnownAnswerError: when that fails too.
+        """
         try:
-            worst = self._known_answers(lm, checkpoint)
-        except ScoringError as error:
+            return lm, (self._check.passed(lm, checkpoint, digest),)
+        except KnownAnswerError as error:
             note = f"{error}; the engine was started anew from this checkpoint"
             log.warning("%s: %s", checkpoint.path, note)
-            return self._source.restart(checkpoint), (note,)
-        return lm, (
-            f"known-answer check after the swap: {worst:.2g} nats per token at worst "
-            f"over {KNOWN_ANSWERS} responses",
-        )
+        lm = self._source.restart(checkpoint)
+        return lm, (note, self._check.passed(lm, checkpoint, digest))
 
-    def _known_answers(self, lm: Any, checkpoint: Checkpoint) -> float:
-        """Worst difference over the shortest responses of the first probes, nats per
-        token."""
-        settings = self._settings
-        probes = settings.probes.probes[:KNOWN_ANSWERS]
-        encoded = encode_probes(
-            lm,
-            probes,
-            span=settings.span,
-            apply_chat_template=settings.apply_chat_template,
-            system_instruction=settings.system_instruction,
-        )
-        requests = sorted(score_requests(encoded, None, {}), key=lambda r: len(r.ids))
-        sample = requests[:KNOWN_ANSWERS]
-        known = plain_logprob_sums(
-            checkpoint.path, [(list(r.ids), r.start, r.stop) for r in sample]
-        )
-        keys = [(request.probe_id, request.kind) for request in sample]
-        scored = score_probes(
-            lm,
-            probes,
-            span=settings.span,
-            apply_chat_template=settings.apply_chat_template,
-            system_instruction=settings.system_instruction,
-            wanted=keys,
-            top_k=settings.top_k,
-            progress=False,
-        )
-        return compare_known(
-            known,
-            [scored.scores[key].logprob_sum for key in keys],
-            [request.n_tokens for request in sample],
-            scored.backend.dtype,
-        )
+
+def _other_runs(settings: SweepSettings) -> dict[str, list[StoredStep]]:
+    try:
+        runs = list_runs(settings.store)
+    except StoreError:
+        return {}  # no store yet, or nothing in it
+    return {name: steps for name, steps in runs.items() if name != settings.run}
 
 
 def _renamed(
-    table: ScoreTable, run: str, checkpoint: Checkpoint, note: str
+    table: ScoreTable, settings: SweepSettings, checkpoint: Checkpoint, note: str
 ) -> ScoreTable:
     manifest = replace(
         table.manifest,
-        run=run,
+        run=settings.run,
+        objective=settings.objectives[0] if settings.objectives else None,
         step=checkpoint.step,
         checkpoint=checkpoint.path,
         notes=(*table.manifest.notes, note),
     )
     return replace(table, manifest=manifest)
+
+
+def _checked_hash(folder: str) -> str:
+    check_weights(describe_checkpoint(folder, 0))
+    return weights_hash(folder)
 
 
 def score_model(

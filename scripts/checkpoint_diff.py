@@ -17,7 +17,7 @@ from ldeval.cli import main as ldeval_main
 from ldeval.compare import compare_run
 from ldeval.errors import LdevalError
 from ldeval.report import print_summary
-from ldeval.store import MANIFEST, read_table
+from ldeval.store import read_table
 
 
 def main() -> int:
@@ -26,16 +26,16 @@ def main() -> int:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     options = parser.parse_args()
-    if not (options.before / MANIFEST).is_file():
+    if not options.before.name.startswith("step_"):
         return ldeval_main(["-q", "diff", str(options.before), str(options.after)])
     try:
-        before, after = read_table(options.before), read_table(options.after)
-        if before.manifest.step == after.manifest.step:
-            # two runs at one step: number them in the order given
-            step = before.manifest.step + 1
-            after = replace(after, manifest=replace(after.manifest, step=step))
-        names = f"{options.before.name} to {options.after.name}"
-        print(print_summary(compare_run([before, after], run=names)))
+        # numbered in the order given: it may go back in steps, or across runs
+        tables = [
+            replace(table, manifest=replace(table.manifest, step=number))
+            for number, table in enumerate(map(read_table, vars(options).values()))
+        ]
+        names = f"{options.before} to {options.after}"
+        print(print_summary(compare_run(tables, run=names)))
     except LdevalError as error:
         print(f"checkpoint_diff: error: {error}", file=sys.stderr)
         return 2

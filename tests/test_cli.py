@@ -100,6 +100,8 @@ def test_ls_shows_runs_steps_and_their_state(
     assert [line.split()[1] for line in out.splitlines()[1:]] == ["0", "10", "20"]
     assert "99 responses" in out
     assert main(["ls", str(store / "none")]) == 2
+    assert main(["ls", str(store / "run")]) == 0
+    assert "step     20" in capsys.readouterr().out
 
 
 def test_diff_prints_and_writes_json_and_a_report(
@@ -158,10 +160,63 @@ def test_validate_finds_a_damaged_table(
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
     assert main(["validate", str(copy)]) == 0
+    assert main(["validate", str(copy / "run")]) == 0
+    assert "3 tables checked" in capsys.readouterr().out
+    assert main(["validate", str(tmp_path)]) == 2
     tokens = step_folder(copy, "run", 10) / "tokens.parquet"
     tokens.write_bytes(tokens.read_bytes()[:-1])
     assert main(["validate", str(copy)]) == 1
     assert "run step 10" in capsys.readouterr().out
+
+
+def test_checkpoint_diff_keeps_the_order_it_is_given(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    from tests.conftest import ROOT
+
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import checkpoint_diff
+
+    fell = {}
+    for first, second in ((0, 20), (20, 0)):
+        folders = [str(step_folder(store, "run", step)) for step in (first, second)]
+        monkeypatch.setattr(sys, "argv", ["checkpoint_diff.py", *folders])
+        assert checkpoint_diff.main() == 0
+        lines = capsys.readouterr().out.splitlines()
+        row = next(line for line in lines if line.startswith("chosen "))
+        fell[first] = int(row.split()[-1].rstrip("%"))
+    assert fell[0] + fell[20] == 100
+    monkeypatch.setattr(sys, "argv", ["x", str(store / "run" / "step_9"), "b"])
+    assert checkpoint_diff.main() == 2
+    assert "never finished" in capsys.readouterr().err
+
+
+def test_a_base_install_lists_validates_compares_and_reports(
+    store: Path, tmp_path: Path
+) -> None:
+    """Without torch, transformers, vLLM and matplotlib."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'vllm', 'matplotlib', 'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+        "from ldeval.cli import main\n"
+        f"run, out = {str(store / 'run')!r}, {str(tmp_path)!r}\n"
+        f"assert main(['ls', {str(store)!r}]) == 0\n"
+        f"assert main(['validate', {str(store)!r}]) == 0\n"
+        "assert main(['diff', run]) == 0\n"
+        "assert main(['report', run, '-o', out]) == 0\n"
+        "assert main(['probes', 'check']) == 0\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "plot" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_tasks_prints_the_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ def test_the_demo_trains_scores_and_reports_and_then_keeps_everything(
     first = demo(model, tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
     assert first.stdout.rstrip().splitlines()[-1] == f"report: {tmp_path / 'report.md'}"
-    store = tmp_path / "store-quick"
+    (store,) = tmp_path.glob("quick-*/store")
     sft, dpo = load_run(store / "sft"), load_run(store / "dpo")
     assert [t.manifest.step for t in sft] == [0, 2, 4]
     assert [t.manifest.step for t in dpo] == [0, 4, 8]
@@ -46,7 +46,11 @@ def test_the_demo_trains_scores_and_reports_and_then_keeps_everything(
     trained = read_trained(store / "dpo")
     assert trained is not None
     assert [len(ids) for ids in trained.values()] == [4] * 8
-    assert all(name.startswith("train-") for ids in trained.values() for name in ids)
+    seen = frozenset().union(*trained.values())
+    scored = set(dpo[0].probe_ids[dpo[0].trained].tolist())
+    assert scored
+    assert scored <= seen
+    assert {table.manifest.objective for table in dpo} == {"dpo"}
     report = json.loads((tmp_path / "report.json").read_text())
     assert [run["run"] for run in report["runs"]] == ["sft", "dpo"]
     assert (tmp_path / "curves_trained.png").is_file()
@@ -57,8 +61,9 @@ def test_the_demo_trains_scores_and_reports_and_then_keeps_everything(
     assert "train_runtime" not in again.stdout + again.stderr
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_the_order_that_is_written_is_the_order_that_is_trained(
-    model: Path, tmp_path: Path
+    model: Path, tmp_path: Path, stage: str
 ) -> None:
     """The trainer's batches, against trained.jsonl."""
     sys.path.insert(0, str(ROOT / "scripts"))
@@ -68,23 +73,31 @@ def test_the_order_that_is_written_is_the_order_that_is_trained(
         sys.path.pop(0)
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig
+    from trl import DPOConfig, SFTConfig
 
     from ldeval.bundled import bundled_probes
     from ldeval.probes import read_probes
 
     probes = [probe for probe in read_probes(bundled_probes()) if probe.trained]
-    order = demo_train.in_order(probes, 12)
+    order = demo_train.in_order(probes, 12, 4)
     assert len({probe.probe_id for probe in order}) == 12
+    assert {p.probe_id for p in order[:4]} == {p.probe_id for p in probes[:4]}
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     network = AutoModelForCausalLM.from_pretrained(str(model))
-    trainer = demo_train.OrderedDPO(
-        network,
-        AutoModelForCausalLM.from_pretrained(str(model)),
-        DPOConfig(**demo_train.settings("dpo", tmp_path, 3, 1)),
-        train_dataset=Dataset.from_list([demo_train.example(p, "dpo") for p in order]),
-        processing_class=tokenizer,
-    )
+    data = Dataset.from_list([demo_train.example(p, stage) for p in order])
+    shared = demo_train.settings(stage, tmp_path, 3, 1)
+    if stage == "sft":
+        trainer = demo_train.OrderedSFT(
+            network, SFTConfig(**shared), train_dataset=data, processing_class=tokenizer
+        )
+    else:
+        trainer = demo_train.OrderedDPO(
+            network,
+            AutoModelForCausalLM.from_pretrained(str(model)),
+            DPOConfig(**shared),
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
     seen = []
     for batch in trainer.get_train_dataloader():
         for ids in batch["input_ids"][: demo_train.BATCH].tolist():

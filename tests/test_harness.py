@@ -16,7 +16,13 @@ from lm_eval.tasks import TaskManager
 
 from ldeval.bundled import tasks_folder
 from ldeval.errors import ProbeError, StoreError
-from ldeval.harness import METRICS, ProbeTask, metrics_of, read_output
+from ldeval.harness import (
+    METRICS,
+    ProbeTask,
+    _latest_samples,
+    metrics_of,
+    read_output,
+)
 from ldeval.probes import parse_probe, read_probes, write_probes
 from ldeval.records import KIND_GROUPS, KIND_NAMES
 from ldeval.sweep import score_model
@@ -224,12 +230,52 @@ def test_a_folder_without_probe_samples_says_what_to_run(tmp_path: Path) -> None
         read_output(tmp_path, run="r", step=0)
 
 
+def test_each_kind_is_read_from_its_own_file_of_the_latest_run(
+    tmp_path: Path,
+) -> None:
+    stamps = ("2026-01-02T03-04-05.678901", "2026-01-02T03-04-06.000001")
+    for stamp in stamps:
+        for kind in KIND_NAMES:
+            (tmp_path / f"samples_ldyn_{kind}_{stamp}.jsonl").write_text("")
+    (tmp_path / f"samples_hellaswag_{stamps[1]}.jsonl").write_text("")
+    found = _latest_samples(tmp_path)
+    assert {kind: path.name for kind, path in found.items()} == {
+        kind: f"samples_ldyn_{kind}_{stamps[1]}.jsonl" for kind in KIND_NAMES
+    }
+
+
+def test_runs_with_different_contexts_are_not_compared(
+    tiny: Path, tmp_path: Path
+) -> None:
+    from ldeval.compare import compare_run
+    from ldeval.errors import MismatchError
+
+    tables = []
+    for step, instruction in enumerate((None, "Be brief.")):
+        result = evaluate(
+            open_hf(tiny),
+            ["ldyn_chosen", "ldyn_rejected"],
+            limit=3,
+            apply_chat_template=True,
+            system_instruction=instruction,
+        )
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        for task, samples in result["samples"].items():
+            path = folder / f"samples_{task}_2026-01-01T00-00-00.jsonl"
+            path.write_text("".join(json.dumps(s, default=str) + "\n" for s in samples))
+        tables.append(read_output(folder, run="r", step=step))
+    assert tables[0].manifest.context_hash
+    with pytest.raises(MismatchError, match="context_hash"):
+        compare_run(tables, run="r")
+
+
 def test_a_damaged_sample_is_named_by_line(tmp_path: Path) -> None:
     good = {
         "doc": {"probe_id": "a"},
         "resps": [[json.dumps({"absent": True})]],
     }
-    path = tmp_path / "samples_ldyn_chosen_2026.jsonl"
+    path = tmp_path / "samples_ldyn_chosen_2026-01-01T00-00-00.jsonl"
     path.write_text(json.dumps(good) + "\n" + json.dumps(good)[:30] + "\n")
-    with pytest.raises(StoreError, match=r"chosen_2026.jsonl:2: not a sample"):
+    with pytest.raises(StoreError, match=r"00.jsonl:2: not a sample"):
         read_output(tmp_path, run="r", step=0)

@@ -26,8 +26,9 @@ LEVELS = {
     "sweep": 5,
     "integrations": 5,
     "report": 5,
-    "ldeval": 6,
-    "cli": 7,
+    "watch": 6,
+    "ldeval": 7,
+    "cli": 8,
 }
 """Leftmost lowest; rooms of one level do not import each other."""
 

@@ -20,10 +20,16 @@ import torch
 
 from ldeval.bundled import bundled_probes
 from ldeval.checkpoints import weights_hash
-from ldeval.errors import CheckpointError, MismatchError
+from ldeval.errors import (
+    CheckpointError,
+    MismatchError,
+    UnsupportedBackendError,
+)
 from ldeval.probes import read_probes
+from ldeval.scoring.models import RestartedModels
 from ldeval.store import list_runs, load_run, read_table, step_folder
-from ldeval.sweep import SweepSettings, sweep, sweep_stages, watch
+from ldeval.sweep import SweepSettings, sweep, sweep_stages
+from ldeval.watch import watch
 from tests.tiny import save_run, save_tiny, tiny_tokenizer
 
 ARGS = {"dtype": "float32", "device": "cpu"}
@@ -158,6 +164,15 @@ def break_config(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("{not json")
 
 
+def break_output_layer(checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = str(checkpoint / "model.safetensors")
+    tensors = load_file(path)
+    del tensors["lm_head.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def break_nan(checkpoint: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -175,7 +190,8 @@ def break_nan(checkpoint: Path) -> None:
         (break_empty, "no *.safetensors in it"),
         (break_foreign, "Is this checkpoint from another model, or incomplete?"),
         (break_tokenizer, "tokenizer_hash is"),
-        (break_config, "cannot be loaded"),
+        (break_config, "cannot be read as JSON"),
+        (break_output_layer, "tensor 'lm_head.weight' has shape None"),
         (break_nan, "The model's logits are not finite"),
     ],
 )
@@ -203,8 +219,18 @@ def test_another_probe_set_under_the_same_name_is_refused(
         sweep(trained / "run", fewer)
     assert wanted.probes.content_hash in str(caught.value)
     assert fewer.probes.content_hash in str(caught.value)
-    with pytest.raises(MismatchError, match="apply_chat_template"):
-        sweep(trained / "run", replace(wanted, apply_chat_template=False))
+    for change in (
+        {"apply_chat_template": False},
+        {"model_args": {**ARGS, "dtype": "bfloat16"}},
+        {"model_args": {**ARGS, "add_bos_token": True}},
+        {"system_instruction": "Be brief."},
+    ):
+        with pytest.raises(MismatchError, match=next(iter(change))):
+            sweep(trained / "run", replace(wanted, **change))
+    again = sweep(
+        trained / "run", replace(wanted, model_args={**ARGS, "batch_size": 2})
+    )
+    assert again.kept == (0, 10, 20, 30)
 
 
 def test_a_folder_without_checkpoints_says_so(trained: Path, tmp_path: Path) -> None:
@@ -304,12 +330,13 @@ def test_a_killed_sweep_goes_on_and_ends_as_an_uninterrupted_one(
     subprocess.run(command(trained, whole), check=True)
 
     process = subprocess.Popen(command(trained, killed))
-    first = step_folder(killed, "run", 0) / "manifest.json"
+    second = step_folder(killed, "run", 10)
     deadline = time.monotonic() + 120
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
+    while not second.exists() and time.monotonic() < deadline:
+        time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert second.exists()
     finished = {
         step: (step_folder(killed, "run", step) / "manifest.json").stat().st_mtime_ns
         for step in steps(killed)
@@ -351,3 +378,107 @@ def test_the_command_exits_with_1_where_a_checkpoint_is_broken(
     assert done.returncode == 1
     assert "1 broken" in done.stdout
     assert "step 20:" in done.stdout
+
+
+def test_a_setting_that_no_checkpoint_can_be_scored_with_ends_the_sweep(
+    trained: Path, tmp_path: Path
+) -> None:
+    arguments = {**ARGS, "softmax_dtype": "bfloat16"}
+    with pytest.raises(UnsupportedBackendError, match="softmax_dtype"):
+        sweep(trained / "run", settings(trained, tmp_path, model_args=arguments))
+    with pytest.raises(UnsupportedBackendError, match="no such model type"):
+        sweep(trained / "run", settings(trained, tmp_path, model="hff"))
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_scored_is_scored(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "live"
+    shutil.copytree(trained / "run" / "checkpoint-30", run / "checkpoint-30")
+    opened = RestartedModels.open
+
+    def deleting(self: RestartedModels, checkpoint: Any) -> Any:
+        if checkpoint.step == 30:
+            shutil.rmtree(run / "checkpoint-30")
+        return opened(self, checkpoint)
+
+    monkeypatch.setattr(RestartedModels, "open", deleting)
+    result = watch(run, settings(trained, tmp_path / "store"), interval=0.0)
+    assert result.scored == (0, 30)
+    manifest = read_table(step_folder(tmp_path / "store", "run", 30)).manifest
+    assert manifest.checkpoint == str(run / "checkpoint-30")
+    assert manifest.stored_dtype == "F32"
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["run"]
+
+
+def test_watching_ends_when_nothing_comes(trained: Path, tmp_path: Path) -> None:
+    result = watch(
+        tmp_path / "nothing",
+        settings(trained, tmp_path / "store"),
+        interval=0.01,
+        idle=0.05,
+    )
+    assert result.scored == (0,)
+
+
+class WrongSwap(RestartedModels):
+    """A source whose swaps leave the first checkpoint's weights in place."""
+
+    swapped = True
+
+    def __init__(self, honest_restart: bool) -> None:
+        super().__init__("hf", ARGS, base=None)
+        self.honest_restart = honest_restart
+        self.first: Any = None
+        self.restarts = 0
+
+    def open(self, checkpoint: Any) -> Any:
+        self.first = self.first or checkpoint
+        return super().open(self.first)
+
+    def restart(self, checkpoint: Any) -> Any:
+        self.restarts += 1
+        return super().open(checkpoint if self.honest_restart else self.first)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_swap_that_did_nothing_is_caught_and_the_engine_started_anew(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: bool
+) -> None:
+    source = WrongSwap(honest)
+    monkeypatch.setattr("ldeval.sweep.model_source", lambda *_, **__: source)
+    result = sweep(trained / "run", settings(trained, tmp_path))
+    if not honest:
+        assert result.scored == (0,)
+        assert [broken.step for broken in result.broken] == [10, 20, 30]
+        assert "known-answer check" in result.broken[0].reason
+        return
+    assert result.scored == (0, 10, 20, 30)
+    assert source.restarts == 3
+    notes = read_table(step_folder(tmp_path, "run", 10)).manifest.notes
+    assert any("started anew" in note for note in notes)
+
+
+def test_an_unreadable_run_beside_it_does_not_stop_a_sweep(
+    trained: Path, tmp_path: Path
+) -> None:
+    sweep(trained / "run", settings(trained, tmp_path, run="old"))
+    manifest = step_folder(tmp_path, "old", 0) / "manifest.json"
+    manifest.write_text("{")
+    result = sweep(trained / "run", settings(trained, tmp_path))
+    assert result.scored == (0, 10, 20, 30)
+
+
+def test_the_declared_objective_is_stored_by_stage(
+    trained: Path, tmp_path: Path
+) -> None:
+    copy = copy_run(trained, tmp_path)
+    second = copy / "second"
+    shutil.copytree(copy / "run" / "checkpoint-10", second / "checkpoint-5")
+    sweep_stages(
+        [copy / "run", second],
+        settings(copy, tmp_path / "store", objectives=("sft", "dpo")),
+    )
+    for run, objective in (("run", "sft"), ("second", "dpo")):
+        for table in load_run(tmp_path / "store" / run):
+            assert table.manifest.objective == objective

@@ -21,12 +21,18 @@ _MUST_AGREE: tuple[tuple[str, str], ...] = (
     ("tokenizer_hash", "Score both with one tokenizer."),
     ("template_hash", "Score both with one chat template, or both without."),
     ("span", "Score both with one span."),
+    (
+        "context_hash",
+        "The responses were scored after different tokens: use one system instruction "
+        "and one set of tokenizer and template arguments.",
+    ),
     ("vocab_size", "Logits of different widths are different distributions."),
 )
 _MAY_BE_MIXED: tuple[tuple[str, str], ...] = tuple(
     (name, "Score both alike, or allow mixed tables (the larger noise floor holds).")
-    for name in ("backend", "tier", "dtype")
+    for name in ("backend", "tier", "dtype", "stored_dtype")
 )
+_MAY_BE_UNKNOWN = ("vocab_size", "context_hash", "stored_dtype")
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,8 @@ def check_comparable(a: ScoreTable, b: ScoreTable, allow_mixed: bool = False) ->
     names = _MUST_AGREE + (() if allow_mixed else _MAY_BE_MIXED)
     for name, remedy in names:
         first, second = getattr(a.manifest, name), getattr(b.manifest, name)
-        # a backend that cannot tell its vocabulary says None: unknown, not different
-        unknown = name == "vocab_size" and None in (first, second)
+        # None says that it could not be told: unknown, not different
+        unknown = name in _MAY_BE_UNKNOWN and None in (first, second)
         if first != second and not unknown:
             raise MismatchError(
                 f"step {a.manifest.step} and step {b.manifest.step} differ in {name}: "

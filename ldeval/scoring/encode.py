@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldeval.errors import ScoringError
+from ldeval.errors import ProbeError, ScoringError, UnsupportedBackendError
 from ldeval.records import KIND_NAMES, Excluded, Message, Probe, Span
 
 
@@ -67,6 +67,11 @@ class EncodedProbe:
     excluded: tuple[Excluded, ...]
     """Responses that cannot be scored (too long), with the reason."""
 
+    def context_hash(self) -> str:
+        """Hash of the token ids that every response is scored after."""
+        first = self.responses[0]
+        return _short_hash(_canonical(first.ids[: first.start]))
+
 
 def encode_probe(
     probe: Probe,
@@ -83,8 +88,8 @@ def encode_probe(
             the template or the end token adds after the answer.
 
     Raises:
-        ScoringError: when a template is needed and the tokenizer has none, or when the
-            prompt leaves no context to predict the first token from.
+        UnsupportedBackendError: when a template is needed and the tokenizer has none.
+        ProbeError: when the prompt leaves nothing to predict the first token from.
     """
     if span not in ("trl", "no_end"):
         raise ScoringError(
@@ -101,7 +106,7 @@ def encode_probe(
     own = {k: common_prefix_length(prompt_ids, ids) for k, ids in whole.items()}
     start = min(own.values())
     if start == 0:
-        raise ScoringError(
+        raise ProbeError(
             f"probe {probe.probe_id!r}: prompt and responses share no first token, so "
             "nothing predicts the response. Give the prompt a beginning, or use a "
             "tokenizer with a begin-of-sequence token (add_bos_token=True)."
@@ -161,7 +166,7 @@ def _encode_messages(
     system_instruction: str | None,
 ) -> _Encoded:
     if codec.render is None:
-        raise ScoringError(
+        raise UnsupportedBackendError(
             f"probe {probe.probe_id!r} needs a chat template (its prompt is messages, "
             "or a template was asked for), and the tokenizer has none. Score text "
             "prompts without --apply_chat_template, or set a template."

@@ -44,7 +44,7 @@ def score_tokens(lm: Any, requests: Sequence[ScoreRequest]) -> list[SumScore]:
     """Score token ids; too long responses were excluded, so none is truncated."""
     asked = [
         (
-            ("", ""),
+            None,  # not to be cached: the harness's cache is not keyed by model
             list(request.ids[: request.start]),
             list(request.ids[request.start : request.stop]),
         )

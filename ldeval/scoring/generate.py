@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldeval.checkpoints import weights_hash
+from ldeval.checkpoints import check_weights, describe_checkpoint, weights_hash
 from ldeval.records import Probe, Response
 from ldeval.scoring.encode import as_messages, tokenizer_codec
 
@@ -44,11 +44,17 @@ def sample_initial(
 
     Returns:
         The probes; ``meta.initial_model`` names the model's weights and tokenizer.
+
+    Raises:
+        CheckpointError: when the weights are not whole safetensors.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_weights(describe_checkpoint(model, 0))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, use_safetensors=True
+    ).eval()
     codec = tokenizer_codec(tokenizer)
     origin = {"weights": weights_hash(model), "tokenizer": codec.tokenizer_hash}
     sampled = []

@@ -8,14 +8,18 @@ swap a few responses are compared with an independent computation of that checkp
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from ldeval.checkpoints import has_tokenizer
-from ldeval.errors import CheckpointError, LdevalError, MissingExtraError, ScoringError
+from ldeval.errors import (
+    CheckpointError,
+    LdevalError,
+    MissingExtraError,
+    UnsupportedBackendError,
+)
 from ldeval.records import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -71,8 +75,15 @@ def _class(model: str) -> Any:
     try:
         return get_model(model)
     except ImportError as error:
-        extra = "vllm" if model == "vllm" else "hf"
-        raise MissingExtraError(error.name or model, extra) from error
+        raise MissingExtraError(error.name or model, _extra(model)) from error
+    except (KeyError, ValueError) as error:
+        raise UnsupportedBackendError(
+            f"--model {model}: lm_eval knows no such model type ({error})"
+        ) from error
+
+
+def _extra(model: str) -> str:
+    return "vllm" if model == "vllm" else "hf"
 
 
 class RestartedModels:
@@ -99,11 +110,11 @@ class RestartedModels:
                     f"{checkpoint.path}: an adapter that does not say upon which base. "
                     "Give it with --base."
                 )
-            arguments.update(pretrained=base, peft=checkpoint.path)
+            arguments.update(pretrained=base, peft=checkpoint.folder)
         else:
-            arguments["pretrained"] = checkpoint.path
+            arguments["pretrained"] = checkpoint.folder
         _lend_tokenizer(arguments, checkpoint, self._base)
-        self._lm = _start(_class(self._model), arguments, checkpoint)
+        self._lm = _start(self._model, arguments, checkpoint)
         return self._lm
 
     restart = open
@@ -117,16 +128,19 @@ class RestartedModels:
 def _lend_tokenizer(
     arguments: dict[str, Any], checkpoint: Checkpoint, base: str | None
 ) -> None:
-    if base is not None and not has_tokenizer(checkpoint.path):
+    if base is not None and not has_tokenizer(checkpoint.folder):
         arguments.setdefault("tokenizer", base)
 
 
-def _start(cls: Any, arguments: dict[str, Any], checkpoint: Checkpoint) -> Any:
+def _start(model: str, arguments: dict[str, Any], checkpoint: Checkpoint) -> Any:
     """Build the model; a checkpoint that its library cannot load is a broken one."""
+    cls = _class(model)
     try:
         return cls.create_from_arg_obj(arguments)
     except LdevalError:
         raise
+    except ImportError as error:
+        raise MissingExtraError(error.name or model, _extra(model)) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(
@@ -161,9 +175,16 @@ class VllmEngine:
         if self._lm is None or not self.swapped:
             self.close()
             self._lm = self._start(checkpoint, swappable=True)
-        loaded = self._lm.model.collective_rpc(
-            "ldeval_swap", args=(str(Path(checkpoint.path).resolve()), self._tied)
-        )
+        folder = str(Path(checkpoint.folder).resolve())
+        try:
+            loaded = self._lm.model.collective_rpc(
+                "ldeval_swap", args=(folder, self._tied)
+            )
+        except Exception as error:  # what a worker raises arrives so
+            self.close()  # its weights are half of one checkpoint, half of another
+            raise CheckpointError(
+                f"{checkpoint.path}: cannot be swapped into the engine ({error})"
+            ) from error
         self._lm.model.reset_prefix_cache()
         log.info("swapped in %s: %s tensors", checkpoint.path, loaded[0])
         self.swapped = True
@@ -177,16 +198,16 @@ class VllmEngine:
         return self._lm
 
     def _start(self, checkpoint: Checkpoint, *, swappable: bool) -> Any:
-        arguments = {**self._args, "pretrained": checkpoint.path}
+        arguments = {**self._args, "pretrained": checkpoint.folder}
         _lend_tokenizer(arguments, checkpoint, self._base)
         if swappable:
-            self._tied = ties_embeddings(checkpoint.path)
+            self._tied = ties_embeddings(checkpoint.folder)
             arguments["worker_extension_cls"] = WORKER_EXTENSION
             if self._tied:
                 overrides = dict(arguments.get("hf_overrides") or {})
                 overrides["tie_word_embeddings"] = False
                 arguments["hf_overrides"] = overrides
-        return _start(_class("vllm"), arguments, checkpoint)
+        return _start("vllm", arguments, checkpoint)
 
     def close(self) -> None:
         """Shut the engine down."""
@@ -211,56 +232,3 @@ def ties_embeddings(folder: str | Path) -> bool:
             f"{folder}: its config.json cannot be read ({error})"
         ) from error
     return bool(config.get_text_config().tie_word_embeddings)
-
-
-def plain_logprob_sums(
-    folder: str | Path, sequences: list[tuple[list[int], int, int]]
-) -> list[float]:
-    """Σ ln p of spans by one plain transformers forward pass each, in float32 on CPU.
-
-    The independent computation behind the known-answer check.
-
-    Args:
-        folder: a full-weight checkpoint.
-        sequences: (token ids, first scored, one past the last).
-
-    Returns:
-        One sum a sequence, nats.
-
-    Raises:
-        CheckpointError: when transformers cannot load it.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded ({error})") from error
-    model.eval()
-    sums = []
-    for ids, start, stop in sequences:
-        with torch.inference_mode():
-            logits = model(torch.tensor([ids])).logits[0].float()
-        logprobs = torch.log_softmax(logits[start - 1 : stop - 1], dim=-1)
-        labels = torch.tensor(ids[start:stop])
-        sums.append(float(logprobs.gather(1, labels[:, None]).double().sum()))
-    return sums
-
-
-def compare_known(
-    known: list[float], scored: list[float], tokens: list[int], dtype: str
-) -> float:
-    """The worst difference of two sets of sums, in nats per token.
-
-    Raises:
-        ScoringError: when it exceeds what the dtype explains.
-    """
-    worst = max(abs(a - b) / n for a, b, n in zip(known, scored, tokens, strict=True))
-    allowed = 1e-3 if dtype == "float32" else 5e-2
-    if not worst <= allowed:
-        raise ScoringError(
-            f"known-answer check: {worst:.2g} nats per token from an independent "
-            f"computation, {allowed:g} are allowed in {dtype}"
-        )
-    return worst

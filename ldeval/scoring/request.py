@@ -104,6 +104,7 @@ def _dump(scored: Scored, key: Key) -> str:
         "span": scored.span,
         "template_used": scored.template_used,
         "merged": key[0] in scored.split_exceptions,
+        "context": scored.contexts.get(key[0]),
         "logprob_sum": score.logprob_sum,
         "all_argmax": score.all_argmax,
         "token_ids": None if score.token_ids is None else list(score.token_ids),

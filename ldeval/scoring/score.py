@@ -74,6 +74,8 @@ class Scored:
     excluded: tuple[Excluded, ...]
     split_exceptions: tuple[str, ...]
     """Probes in which tokens merge across the end of the prompt."""
+    contexts: Mapping[str, str]
+    """By probe, a hash of the token ids that its responses were scored after."""
     notes: tuple[str, ...]
 
 
@@ -87,10 +89,10 @@ def backend_of(lm: Any) -> Backend:
         from ldeval.scoring import hf
 
         hf.check_settings(lm)
-        parameter = next(lm.model.parameters())
+        computed = lm.mixed_precision_dtype or next(lm.model.parameters()).dtype
         width = int(lm.model.get_output_embeddings().weight.shape[0])
         return _backend(
-            lm, "hf", "native", str(parameter.dtype), width, ["transformers", "torch"]
+            lm, "hf", "native", str(computed), width, ["transformers", "torch"]
         )
     if _is_local_vllm(lm):
         from ldeval.scoring import vllm
@@ -188,16 +190,19 @@ def score_probes(
         ScoringError: when a score cannot be trusted; nothing is returned then.
     """
     backend = backend_of(lm)
-    notes = _notes(backend, probes, apply_chat_template)
+    notes = scoring_notes(backend, probes, apply_chat_template)
     for note in notes:
         log.warning(note)
-    fitting, foreign = _without_foreign_initial(probes, backend, origin_weights)
+    fitting, foreign = without_foreign_initial(
+        probes, backend.tokenizer_hash, origin_weights
+    )
     if backend.tier == "text":
         scores = _score_texts(
             lm, fitting, apply_chat_template, system_instruction, wanted
         )
+        _warn_of(foreign)
         return Scored(
-            backend, "lm_eval", apply_chat_template, scores, foreign, (), notes
+            backend, "lm_eval", apply_chat_template, scores, foreign, (), {}, notes
         )
     encoded = encode_probes(
         lm,
@@ -209,23 +214,44 @@ def score_probes(
     requests = list(score_requests(encoded, wanted, reference or {}))
     scores = _run(lm, backend, requests, top_k, progress)
     unscored = (*foreign, *(item for probe in encoded for item in probe.excluded))
+    excluded = tuple(
+        item
+        for item in unscored
+        if wanted is None or (item.probe_id, item.kind) in wanted
+    )
+    _warn_of(excluded)
     return Scored(
         backend,
         span,
         apply_chat_template or any(not isinstance(p.prompt, str) for p in probes),
         scores,
-        tuple(
-            item
-            for item in unscored
-            if wanted is None or (item.probe_id, item.kind) in wanted
-        ),
+        excluded,
         tuple(probe.probe_id for probe in encoded if probe.merged),
+        {probe.probe_id: probe.context_hash() for probe in encoded if probe.responses},
         notes,
     )
 
 
-def _without_foreign_initial(
-    probes: Sequence[Probe], backend: Backend, origin_weights: str | None
+def _warn_of(excluded: Sequence[Excluded]) -> None:
+    """One line a kind: how many of its responses are not scored, and the first why."""
+    by_kind: dict[str, list[Excluded]] = {}
+    for item in excluded:
+        by_kind.setdefault(item.kind, []).append(item)
+    for kind, items in by_kind.items():
+        names = ", ".join(item.probe_id for item in items[:3])
+        more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+        log.warning(
+            "%d '%s' responses are not scored (%s%s): %s",
+            len(items),
+            kind,
+            names,
+            more,
+            items[0].reason,
+        )
+
+
+def without_foreign_initial(
+    probes: Sequence[Probe], tokenizer: str, origin_weights: str | None
 ) -> tuple[list[Probe], tuple[Excluded, ...]]:
     """Leave out ``initial`` responses that another model gave: they are not samples of
     the model before *this* training."""
@@ -235,7 +261,7 @@ def _without_foreign_initial(
         source = probe.meta.get("initial_model")
         reason = None
         if "initial" in probe.responses and isinstance(source, Mapping):
-            reason = _foreign(source, backend.tokenizer_hash, origin_weights)
+            reason = _foreign(source, tokenizer, origin_weights)
         if reason is not None:
             foreign.append(Excluded(probe.probe_id, "initial", reason))
             rest = {k: r for k, r in probe.responses.items() if k != "initial"}
@@ -392,9 +418,10 @@ def _score_texts(
     }
 
 
-def _notes(
+def scoring_notes(
     backend: Backend, probes: Sequence[Probe], apply_chat_template: bool
 ) -> tuple[str, ...]:
+    """What a reader of scores had this way should know."""
     notes = []
     plain = any(isinstance(probe.prompt, str) for probe in probes)
     if backend.template_hash is not None and plain and not apply_chat_template:

@@ -33,6 +33,7 @@ def build_table(
     probe_set_hash: str,
     excluded: Sequence[Excluded] = (),
     settings: Mapping[str, Any] | None = None,
+    objective: str | None = None,
     stored_dtype: str | None = None,
     seconds: float = float("nan"),
     notes: Sequence[str] = (),
@@ -74,6 +75,8 @@ def build_table(
         split_exceptions=scored.split_exceptions,
         stored_dtype=stored_dtype,
         settings=dict(settings or {}),
+        objective=objective,
+        context_hash=_joined_hash(scored.contexts),
         seconds=seconds,
         notes=(*notes, *scored.notes),
     )
@@ -90,6 +93,13 @@ def build_table(
         tokens=TokenScores.concatenate(parts),
         logprob_sums=np.array([row.logprob_sum for row in rows], dtype=np.float64),
     )
+
+
+def _joined_hash(contexts: Mapping[str, str]) -> str | None:
+    if not contexts:
+        return None
+    text = "\n".join(f"{name} {value}" for name, value in sorted(contexts.items()))
+    return text_hash(text)
 
 
 def _tokens(score: ResponseScore) -> TokenScores:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from rapidfuzz.distance import Levenshtein
 
 from ldeval.bundled import bundled_probes
+from ldeval.checkpoints import weights_hash
 from ldeval.probes import ProbeSet, read_probes
 from ldeval.records import KIND_BY_NAME, KIND_NAMES
 
@@ -27,6 +29,23 @@ WRITTEN = (
 @pytest.fixture(scope="module")
 def probes() -> ProbeSet:
     return read_probes(bundled_probes())
+
+
+def test_initial_was_sampled_from_the_demo_model(
+    probes: ProbeSet, demo_model: Path
+) -> None:
+    digest = weights_hash(demo_model)
+    assert {p.meta["initial_model"]["weights"] for p in probes} == {digest}
+
+
+def test_texts_have_15_to_120_tokens(probes: ProbeSet, demo_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(demo_model))
+    for probe in probes:
+        for kind in WRITTEN:
+            length = len(tokenizer(probe.responses[kind].text)["input_ids"])
+            assert 15 <= length <= 120, (probe.probe_id, kind, length)
 
 
 def words(text: str) -> list[str]:

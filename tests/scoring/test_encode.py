@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldeval.errors import ScoringError
+from ldeval.errors import ProbeError, UnsupportedBackendError
 from ldeval.probes import ProbeSet, parse_probe
 from ldeval.records import Probe
 from ldeval.scoring.encode import (
@@ -145,7 +145,7 @@ def test_every_response_of_a_probe_has_the_same_context(
     named = {k: t for k, t in zip(kinds, texts, strict=False) if t.strip()}
     whole = [CODEC.encode(prompt + text) for text in (" Because.", *named.values())]
     if any(ids[0] != CODEC.encode(prompt)[0] for ids in whole):
-        with pytest.raises(ScoringError, match="share no first token"):
+        with pytest.raises(ProbeError, match="share no first token"):
             encode_probe(probe(prompt, **named), CODEC)
         return
     encoded = encode_probe(probe(prompt, **named), CODEC)
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_excluded_by_name() -> None:
 
 def test_messages_without_a_template_are_refused() -> None:
     codec = tokenizer_codec(tiny_tokenizer(template=None))
-    with pytest.raises(ScoringError, match="needs a chat template"):
+    with pytest.raises(UnsupportedBackendError, match="needs a chat template"):
         encode_probe(probe([{"role": "user", "content": "x"}]), codec)
 
 

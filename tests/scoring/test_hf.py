@@ -170,6 +170,9 @@ def test_mixed_precision_is_honoured(tiny: Path, few_probes: ProbeSet) -> None:
         few_probes.probes[:1],
         progress=False,
     ).scores
+    assert backend_of(open_hf(tiny, mixed_precision_dtype="bfloat16")).dtype == (
+        "bfloat16"
+    )
     gaps = [abs(exact[k].logprob_sum - mixed[k].logprob_sum) for k in exact]
     assert max(gaps) > 0
 

@@ -6,6 +6,7 @@ One engine serves the whole module: it takes most of a minute to start.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,17 +17,20 @@ import numpy as np
 import pytest
 import torch
 
-from ldeval.bundled import bundled_probes, tasks_folder
+from ldeval.bundled import bundled_probes
 from ldeval.errors import CheckpointError, ScoringError, UnsupportedBackendError
 from ldeval.probes import ProbeSet, import_reference, read_probes
 from ldeval.records import KIND_NAMES, Checkpoint
-from ldeval.scoring.models import VllmEngine, compare_known, plain_logprob_sums
+from ldeval.scoring.known_answers import compare_known, plain_logprob_sums
+from ldeval.scoring.models import VllmEngine
 from ldeval.scoring.score import (
     Scored,
     encode_probes,
     score_probes,
     score_requests,
 )
+from ldeval.store import load_run
+from ldeval.sweep import SweepSettings, sweep
 from tests.scoring.conftest import open_hf, plain_logprobs
 from tests.tiny import perturb
 
@@ -141,6 +145,51 @@ def test_hf_and_vllm_agree_on_the_papers_probes(
         assert_parity(score_probes(lm, probes.probes, progress=False), expected)
 
 
+def test_a_sweep_serves_every_checkpoint_from_one_engine(
+    source: VllmEngine,
+    base: Checkpoint,
+    moved: Checkpoint,
+    bundled: ProbeSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(moved.path, run / "checkpoint-10")
+    shutil.copytree(moved.path, run / "checkpoint-20")
+    path = run / "checkpoint-20" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-64])
+    starts: list[str] = []
+    start = VllmEngine._start
+
+    def counted(self: VllmEngine, checkpoint: Checkpoint, **options: Any) -> Any:
+        starts.append(checkpoint.path)
+        return start(self, checkpoint, **options)
+
+    monkeypatch.setattr(VllmEngine, "_start", counted)
+    monkeypatch.setattr(VllmEngine, "close", lambda self: None)
+    monkeypatch.setattr("ldeval.sweep.model_source", lambda *_, **__: source)
+    settings = SweepSettings(
+        probes=bundled.limited(1, 0),
+        store=tmp_path / "store",
+        run="run",
+        model="vllm",
+        base=base.path,
+        apply_chat_template=True,
+        progress=False,
+    )
+    result = sweep(run, settings)
+    assert starts == []
+    assert result.scored == (0, 10)
+    assert [broken.step for broken in result.broken] == [20]
+    for table in load_run(tmp_path / "store" / "run"):
+        assert any("known-answer check: " in note for note in table.manifest.notes)
+        assert not any("anew" in note for note in table.manifest.notes)
+        assert table.tokens.ref_ids is not None
+    again = sweep(run, settings)
+    assert again.scored == ()
+    assert again.kept == (0, 10)
+
+
 def test_results_do_not_depend_on_request_order(
     source: VllmEngine, base: Checkpoint, bundled: ProbeSet
 ) -> None:
@@ -214,8 +263,7 @@ def test_the_stock_command_scores_the_probes(demo_model: Path, tmp_path: Path) -
     command = [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "vllm"),
         *("--model_args", arguments, "--tasks", "ldyn_probes", "--limit", "1"),
-        *("--include_path", str(tasks_folder()), "--apply_chat_template"),
-        *("--output_path", str(tmp_path), "--log_samples"),
+        *("--apply_chat_template", "--output_path", str(tmp_path), "--log_samples"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
