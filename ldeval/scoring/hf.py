@@ -1,28 +1,37 @@
 """Scores from the harness's transformers models (``--model hf``).
 
-Correct first: right-padded batches, so that any causal architecture reads its tokens at
-their own positions; logits only for the positions that predict a response token; every
-statistic computed in chunks of rows, so that no full-vocabulary tensor outlives its
-chunk. Log-softmax is float32 whatever the model's dtype.
+Two layouts: a prompt and all its responses packed into one sequence (:mod:`packed`),
+for models whose attention takes a mask of ours, each checked against the other layout;
+right-padded batches of plain sequences, which any causal architecture takes. Logits are
+computed only for the positions that predict a response token, and every statistic in
+chunks of rows, so that no full-vocabulary tensor outlives its chunk. Log-softmax is
+float32 whatever the model's dtype.
 """
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ldeval.errors import ScoringError, UnsupportedBackendError
 from ldeval.records import TokenScores
+from ldeval.scoring import packed
 from ldeval.scoring.batch import ScoreRequest, with_argmax
 
 LOGITS_BUDGET = 256 * 1024 * 1024
 """Bytes of float32 logits held at a time, over a batch."""
 TOKEN_BUDGET = 4096
 """Padded tokens in a batch."""
+LAYOUT_TOLERANCES = {"float32": 2e-4}
+"""Nats per token by which the layouts may differ, by dtype."""
+LOW_PRECISION_TOLERANCE = 5e-2
+
+Layout = Literal["packed", "padded"]
+
 ROWS_PER_CHUNK = 256
 """Positions whose statistics are computed at once."""
 
@@ -47,31 +56,126 @@ def check_settings(lm: Any) -> None:
         )
 
 
+def choose_layout(lm: Any, requests: Sequence[ScoreRequest]) -> tuple[Layout, str]:
+    """Packed where the model takes it: by its configuration, and by a check.
+
+    The check compares a few responses of the first probe, of the longest and of one in
+    500 in both layouts: a short sequence alone would pass under a sliding window.
+
+    Returns:
+        The layout, and a note on why.
+    """
+    reason = packed.fits(lm.model) if requests else "nothing to score"
+    if reason is None:
+        sample = _sample(requests)
+        plain = dict(score(lm, sample, top_k=1, layout="padded"))
+        try:
+            tried = dict(score(lm, sample, top_k=1, layout="packed"))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = f"its forward pass refuses them ({error})"
+        else:
+            worst = max(
+                float(np.abs(plain[i].logprobs - tried[i].logprobs).mean())
+                for i in plain
+            )
+            if worst <= LAYOUT_TOLERANCES.get(_dtype(lm), LOW_PRECISION_TOLERANCE):
+                return "packed", (
+                    f"packed sequences: {worst:.2g} nats per token at worst from plain "
+                    f"ones over {len(sample)} responses"
+                )
+            reason = f"{worst:.2g} nats per token from plain sequences"
+    return "padded", f"plain sequences, no packing: {reason}"
+
+
+def _sample(requests: Sequence[ScoreRequest]) -> list[ScoreRequest]:
+    """Three responses each of the first probe, the longest, and one in 500."""
+    probes: dict[str, list[ScoreRequest]] = {}
+    for request in requests:
+        probes.setdefault(request.probe_id, []).append(request)
+    groups = list(probes.values())
+    longest = max(groups, key=lambda group: max(len(r.ids) for r in group))
+    chosen = {id(group): group for group in (*groups[::500], longest)}
+    return [
+        request
+        for group in chosen.values()
+        for request in sorted(group, key=lambda r: -len(r.ids))[
+            :: max(1, len(group) // 3)
+        ]
+    ]
+
+
+def _dtype(lm: Any) -> str:
+    computed = lm.mixed_precision_dtype or next(lm.model.parameters()).dtype
+    return str(computed).removeprefix("torch.")
+
+
 def score(
-    lm: Any, requests: Sequence[ScoreRequest], *, top_k: int
+    lm: Any,
+    requests: Sequence[ScoreRequest],
+    *,
+    top_k: int,
+    layout: Layout = "padded",
 ) -> Iterator[tuple[int, TokenScores]]:
-    """Score every request; yields (index, scores) as batches finish.
+    """Score every request; yields (index, scores) as forward passes finish.
 
     Args:
-        lm: a model for which :func:`supports` holds.
-        requests: any order; they are batched by length.
+        lm: a transformers model of the harness.
+        requests: in any order.
         top_k: how many of the most probable tokens to keep at each position.
+        layout: from :func:`choose_layout`.
     """
     model = lm.model
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
-    keep = _takes_logits_to_keep(model)
+    run = _packed if layout == "packed" else _padded
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(requests, vocabulary, _sequences(lm)):
-            logits, first = _logits(lm, [requests[i] for i in batch], keep)
-            for row, index in enumerate(batch):
-                request = requests[index]
-                rows = logits[row, request.start - 1 - first : request.stop - 1 - first]
-                yield index, _statistics(rows, request, top_k)
-            del logits
+        for index, rows in run(lm, requests, vocabulary):
+            yield index, _statistics(rows, requests[index], top_k)
     finally:
         model.train(was_training)
+
+
+def _packed(
+    lm: Any, requests: Sequence[ScoreRequest], vocabulary: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(index, logits [n, V]) of each request, by packs."""
+    limit = packed.TOKENS["cpu" if lm.device.type == "cpu" else "cuda"]
+    rows = max(1, LOGITS_BUDGET // (4 * vocabulary))
+    dtype = next(lm.model.parameters()).dtype
+    for pack in packed.packs(requests, tokens=limit, rows=rows):
+        with _inference(lm):
+            logits = packed.logits(lm.model, pack, lm.device, dtype)[0]
+        sizes = [len(places) for places in pack.rows]
+        if logits.shape[0] != sum(sizes):
+            raise ScoringError(
+                f"the model returned logits for {logits.shape[0]} positions where "
+                f"{sum(sizes)} were asked for"
+            )
+        yield from zip(pack.requests, logits.split(sizes), strict=True)
+
+
+def _padded(
+    lm: Any, requests: Sequence[ScoreRequest], vocabulary: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(index, logits [n, V]) of each request, by right-padded batches."""
+    keep = "logits_to_keep" in packed.parameters(lm.model)
+    for batch in _batches(requests, vocabulary, _sequences(lm)):
+        logits, first = _logits(lm, [requests[i] for i in batch], keep)
+        for row, index in enumerate(batch):
+            start, stop = requests[index].start, requests[index].stop
+            yield index, logits[row, start - 1 - first : stop - 1 - first]
+
+
+@contextlib.contextmanager
+def _inference(lm: Any) -> Iterator[None]:
+    """No gradient, and the mixed precision that the user asked for."""
+    mixed = getattr(lm, "mixed_precision_dtype", None)
+    with (
+        torch.inference_mode(),
+        torch.autocast(lm.device.type, dtype=mixed, enabled=mixed is not None),
+    ):
+        yield
 
 
 def _sequences(lm: Any) -> int | None:
@@ -106,12 +210,6 @@ def _batches(
         yield batch
 
 
-def _takes_logits_to_keep(model: torch.nn.Module) -> bool:
-    unwrap: Any = getattr(model, "get_base_model", None)
-    inner = model if unwrap is None else unwrap()
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
-
-
 def _logits(
     lm: Any, batch: Sequence[ScoreRequest], keep: bool
 ) -> tuple[torch.Tensor, int]:
@@ -132,11 +230,7 @@ def _logits(
     options: dict[str, Any] = {}
     if keep:
         options["logits_to_keep"] = torch.arange(first, last, device=lm.device)
-    mixed = getattr(lm, "mixed_precision_dtype", None)
-    with (
-        torch.inference_mode(),
-        torch.autocast(lm.device.type, dtype=mixed, enabled=mixed is not None),
-    ):
+    with _inference(lm):
         out = lm.model(
             input_ids=ids.to(lm.device),
             attention_mask=mask.to(lm.device),

@@ -212,7 +212,7 @@ def score_probes(
         system_instruction=system_instruction,
     )
     requests = list(score_requests(encoded, wanted, reference or {}))
-    scores = _run(lm, backend, requests, top_k, progress)
+    scores, how = _run(lm, backend, requests, top_k, progress)
     unscored = (*foreign, *(item for probe in encoded for item in probe.excluded))
     excluded = tuple(
         item
@@ -228,7 +228,7 @@ def score_probes(
         excluded,
         tuple(probe.probe_id for probe in encoded if probe.merged),
         {probe.probe_id: probe.context_hash() for probe in encoded if probe.responses},
-        notes,
+        (*notes, *how),
     )
 
 
@@ -345,40 +345,48 @@ def _run(
     requests: Sequence[ScoreRequest],
     top_k: int,
     progress: bool,
-) -> dict[Key, ResponseScore]:
-    def key(request: ScoreRequest) -> Key:
-        return (request.probe_id, request.kind)
-
-    def ids(request: ScoreRequest) -> tuple[int, ...]:
-        return request.ids[request.start : request.stop]
-
+) -> tuple[dict[Key, ResponseScore], tuple[str, ...]]:
+    """Scores in the order asked, and notes on how they were had."""
     if backend.tier == "tokens":
         sums = fallback.score_tokens(lm, requests)
         return {
-            key(request): ResponseScore(
+            _key(request): ResponseScore(
                 _finite(request, score.logprob_sum),
                 None,
-                ids(request),
+                _scored_ids(request),
                 score.all_argmax,
             )
             for request, score in zip(requests, sums, strict=True)
-        }
+        }, ()
     engine: Any
+    options: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if backend.name == "hf":
         from ldeval.scoring import hf as engine
+
+        options["layout"], note = engine.choose_layout(lm, requests)
+        log.info(note)
+        notes = (note,)
     else:
         from ldeval.scoring import vllm as engine
     answers: dict[Key, ResponseScore] = {}
     bar = tqdm(total=len(requests), desc="Scoring responses", disable=not progress)
     with bar:
-        for index, scores in engine.score(lm, requests, top_k=top_k):
+        for index, scores in engine.score(lm, requests, top_k=top_k, **options):
             request = requests[index]
             tokens = checked(request, scores)
             total = float(tokens.logprobs.sum(dtype="float64"))
-            answers[key(request)] = ResponseScore(total, tokens, ids(request))
+            answers[_key(request)] = ResponseScore(total, tokens, _scored_ids(request))
             bar.update(1)
-    # in the order asked, whatever order the engine answered in
-    return {key(request): answers[key(request)] for request in requests}
+    return {_key(request): answers[_key(request)] for request in requests}, notes
+
+
+def _key(request: ScoreRequest) -> Key:
+    return (request.probe_id, request.kind)
+
+
+def _scored_ids(request: ScoreRequest) -> tuple[int, ...]:
+    return request.ids[request.start : request.stop]
 
 
 def _finite(request: ScoreRequest, value: float) -> float:

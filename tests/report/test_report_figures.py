@@ -215,7 +215,7 @@ def test_without_matplotlib_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for draw in ALL:
-        with pytest.raises(MissingExtraError, match=r"ldeval\[plot\]"):
+        with pytest.raises(MissingExtraError, match="the extra 'plot'"):
             draw(comparison)
 
 
