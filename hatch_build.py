@@ -8,6 +8,9 @@ ldeval too, for ``--include_path "$(ldeval tasks)"``.
 """
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -18,10 +21,22 @@ class TaskFiles(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Choose the targets; an editable ldeval reads its own from the checkout."""
-        harness = os.environ.get("LDEVAL_HARNESS_FILES", "1") != "0"
-        targets = {"tasks": "lm_eval/tasks/ldyn_probes"} if harness else {}
-        if version == "editable":
-            build_data["force_include_editable"].update(targets)
-            return
-        build_data["force_include"].update(targets)
-        build_data["force_include"]["tasks/."] = "ldeval/tasks"
+        tasks = Path(self.root) / "tasks"
+        editable = version == "editable"
+        key = "force_include_editable" if editable else "force_include"
+        self._copy: str | None = None
+        if os.environ.get("LDEVAL_HARNESS_FILES", "1") != "0":
+            # a copy: one source can be included in one place only
+            self._copy = tempfile.mkdtemp()
+            copy = Path(self._copy) / "tasks"
+            shutil.copytree(tasks, copy)
+            build_data[key][str(copy)] = "lm_eval/tasks/ldyn_probes"
+        if not editable:
+            build_data[key][str(tasks)] = "ldeval/tasks"
+
+    def finalize(
+        self, version: str, build_data: dict[str, Any], artifact_path: str
+    ) -> None:
+        """Remove the copy."""
+        if self._copy is not None:
+            shutil.rmtree(self._copy)

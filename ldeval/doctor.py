@@ -62,9 +62,10 @@ def _harness() -> Finding:
         stray = ", ".join(paths)
         return Finding(
             False,
-            f"lm_eval is shadowed by {stray}, which holds only ldeval's task files: "
-            "lm_eval itself is an editable install. Cure: LDEVAL_HARNESS_FILES=0 pip "
-            "install --force-reinstall --no-deps ldeval, and pass --include_path "
+            f"lm_eval is shadowed by {stray}, which holds no code: lm_eval itself is "
+            "an editable install, and a folder of its name stands before it. Cure: "
+            f"pip uninstall ldeval, delete {stray}, install ldeval again with "
+            "LDEVAL_HARNESS_FILES=0 set, and pass --include_path "
             '"$(ldeval tasks)" to lm_eval.',
         )
     inside = Path(real[0]) / "tasks" / "ldyn_probes" / "ldyn_probes.yaml"

@@ -104,7 +104,9 @@ def test_the_plain_command_works_after_either_install_and_is_gone_after_uninstal
     )
     assert done.returncode == 1
     assert "LDEVAL_HARNESS_FILES=0" in done.stdout
+    # the cure that it names; pip leaves empty folders behind, which shadow as well
     run(*pip, "uninstall", "--yes", "ldeval")
+    shutil.rmtree(site / "lm_eval", ignore_errors=True)
     run(*pip, "install", "--no-deps", checkout, LDEVAL_HARNESS_FILES="0")
     assert "FIX" not in run(python, "-m", "ldeval.cli", "doctor")
     tasks = run(python.parent / "ldeval", "tasks").strip()

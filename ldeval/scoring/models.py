@@ -8,6 +8,7 @@ swap a few responses are compared with an independent computation of that checkp
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,6 +136,8 @@ def _lend_tokenizer(
 def _start(model: str, arguments: dict[str, Any], checkpoint: Checkpoint) -> Any:
     """Build the model; a checkpoint that its library cannot load is a broken one."""
     cls = _class(model)
+    if "device" in inspect.signature(cls.__init__).parameters:
+        arguments.setdefault("device", _device())
     try:
         return cls.create_from_arg_obj(arguments)
     except LdevalError:
@@ -147,6 +150,14 @@ def _start(model: str, arguments: dict[str, Any], checkpoint: Checkpoint) -> Any
             f"{checkpoint.path}: cannot be loaded: "
             f"{reason[0] if reason else type(error).__name__}"
         ) from error
+
+
+def _device() -> str:
+    """Where to compute when the user does not say; HFLM alone would insist on CUDA."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
 
 
 class VllmEngine:
