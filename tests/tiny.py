@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -28,7 +38,11 @@ TEMPLATE = (
     "{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-ARCHITECTURES = ("llama", "llama_tied", "gpt2", "gpt_neox", "qwen2")
+PACKED = ("llama", "llama_tied", "gpt2", "gpt_neox", "qwen2", "gemma2", "cohere")
+"""Architectures that take packs; the last two scale or cap their logits."""
+FALLBACK = ("mistral_window", "bloom", "mamba")
+"""A window of 8 tokens, attention of its own with no positions, and no attention."""
+ARCHITECTURES = (*PACKED, *FALLBACK)
 
 
 def tiny_tokenizer(size: int = 512, template: str | None = TEMPLATE) -> Any:
@@ -98,6 +112,31 @@ def tiny_model(architecture: str, vocabulary: int, seed: int = 0) -> Any:
                 max_position_embeddings=256,
                 initializer_range=0.3,
             )
+        )
+    if architecture == "gemma2":
+        # two soft caps: on attention scores and on logits
+        return Gemma2ForCausalLM(
+            Gemma2Config(
+                **llama,
+                head_dim=8,
+                sliding_window=512,
+                attn_logit_softcapping=5.0,
+                final_logit_softcapping=3.0,
+            )
+        )
+    if architecture == "cohere":
+        return CohereForCausalLM(CohereConfig(**llama, logit_scale=0.5))
+    if architecture == "mistral_window":
+        return MistralForCausalLM(MistralConfig(**llama, sliding_window=8))
+    if architecture == "bloom":
+        return BloomForCausalLM(
+            BloomConfig(
+                **shared, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3
+            )
+        )
+    if architecture == "mamba":
+        return MambaForCausalLM(
+            MambaConfig(**shared, hidden_size=32, num_hidden_layers=2, state_size=8)
         )
     raise ValueError(f"no tiny model of architecture {architecture!r}")
 

@@ -83,6 +83,11 @@ class TokenScores:
             )
         return cls(**columns)
 
+    def without(self, *names: str) -> TokenScores:
+        """The same without some columns."""
+        columns: dict[str, Any] = dict.fromkeys(names)
+        return dataclasses.replace(self, **columns)
+
     def slice(self, start: int, stop: int) -> TokenScores:
         """Tokens ``start`` to ``stop`` (exclusive), as views."""
         columns: dict[str, Any] = {}

@@ -1,12 +1,14 @@
 """What a backend is asked and what it answers: the seam between encoding and models.
 
-A backend is a function ``(requests, top_k) -> iterator of (index, TokenScores)``; it
-may answer in any order, so that work can be sorted by length. Everything a backend
-returns passes :func:`checked` once, here, so that no backend can let a NaN through.
+A backend is a module with ``score_checked(lm, requests, top_k=…, tokens=…, done=…)``,
+which returns scores by index and a note on how they were had; it may take requests in
+any order, so that work can be sorted by length. Everything a backend returns has passed
+:func:`checked`, so that none can let a NaN through.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,19 @@ class ScoreRequest:
     def n_tokens(self) -> int:
         """Scored tokens."""
         return self.stop - self.start
+
+
+def grouped(requests: Sequence[ScoreRequest]) -> list[list[int]]:
+    """Indices of requests that share a context, the groups with most tokens first."""
+    groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for index, request in enumerate(requests):
+        key = (request.probe_id, request.ids[: request.start])
+        groups.setdefault(key, []).append(index)
+
+    def size(group: Sequence[int]) -> int:
+        return requests[group[0]].start + sum(requests[i].n_tokens - 1 for i in group)
+
+    return sorted(groups.values(), key=size, reverse=True)
 
 
 def checked(request: ScoreRequest, scores: TokenScores) -> TokenScores:

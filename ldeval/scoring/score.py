@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Literal, cast
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ldeval.errors import ScoringError
 from ldeval.records import TOP_K, Excluded, IntArray, Probe, Span, TokenScores
 from ldeval.scoring import fallback
-from ldeval.scoring.batch import ScoreRequest, checked
+from ldeval.scoring.batch import ScoreRequest
 from ldeval.scoring.encode import (
     EncodedProbe,
     as_messages,
@@ -358,27 +358,33 @@ def _run(
             )
             for request, score in zip(requests, sums, strict=True)
         }, ()
+    with tqdm(
+        total=len(requests), desc="Scoring responses", disable=not progress
+    ) as bar:
+        found, note = _native(lm, backend, requests, top_k, bar.update)
+    log.info(note)
+    answers = {}
+    for index, request in enumerate(requests):
+        tokens = found[index]
+        total = float(tokens.logprobs.sum(dtype="float64"))
+        answers[_key(request)] = ResponseScore(total, tokens, _scored_ids(request))
+    return answers, (note,)
+
+
+def _native(
+    lm: Any,
+    backend: Backend,
+    requests: Sequence[ScoreRequest],
+    top_k: int,
+    done: Callable[[int], object],
+) -> tuple[dict[int, TokenScores], str]:
     engine: Any
-    options: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
     if backend.name == "hf":
         from ldeval.scoring import hf as engine
-
-        options["layout"], note = engine.choose_layout(lm, requests)
-        log.info(note)
-        notes = (note,)
     else:
         from ldeval.scoring import vllm as engine
-    answers: dict[Key, ResponseScore] = {}
-    bar = tqdm(total=len(requests), desc="Scoring responses", disable=not progress)
-    with bar:
-        for index, scores in engine.score(lm, requests, top_k=top_k, **options):
-            request = requests[index]
-            tokens = checked(request, scores)
-            total = float(tokens.logprobs.sum(dtype="float64"))
-            answers[_key(request)] = ResponseScore(total, tokens, _scored_ids(request))
-            bar.update(1)
-    return {_key(request): answers[_key(request)] for request in requests}, notes
+    found, note = engine.score_checked(lm, requests, top_k=top_k, done=done)
+    return found, note
 
 
 def _key(request: ScoreRequest) -> Key:
