@@ -101,9 +101,11 @@ def diff(
         name = tables[0].manifest.run if tables else ""
     declared = {table.manifest.objective for table in tables}
     objective = declared.pop() if len(declared) == 1 else None
+    floors = [t.manifest.noise_floor for t in tables if t.manifest.noise_floor]
     return compare_run(
         tables,
         run=name,
+        noise_floor=max((floor.nats_per_token for floor in floors), default=None),
         trained_log=trained,
         objective_has_negative=None if objective is None else OBJECTIVES[objective],
         allow_mixed=allow_mixed,

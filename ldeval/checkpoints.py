@@ -73,7 +73,7 @@ def describe_checkpoint(path: str | Path, step: int) -> Checkpoint:
 def is_saved(checkpoint: Checkpoint) -> bool:
     """Whether the trainer has finished writing it: the trainer state comes last."""
     folder = Path(checkpoint.path)
-    return (folder / "trainer_state.json").is_file() and bool(_weight_files(folder))
+    return (folder / "trainer_state.json").is_file() and bool(weight_files(folder))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -93,9 +93,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: str | Path) -> list[Path]:
     """The weight files that a library would load from a folder: the shards that the
     index names, one file, or an adapter. Others beside them do not count."""
+    folder = Path(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = set(map(str, _read_json(index).get("weight_map", {}).values()))
@@ -125,7 +126,7 @@ def check_weights(checkpoint: Checkpoint) -> None:
         _read_json(folder / _ADAPTER)
         if checkpoint.base is not None and Path(checkpoint.base).is_dir():
             check_weights(describe_checkpoint(checkpoint.base, 0))
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not files:
         raise _no_weights(folder)
     for path in files:
@@ -215,7 +216,7 @@ def _tensor_headers(
 ) -> Iterator[tuple[str, dict[str, Any], Path, int]]:
     """(name, header entry, file, where its data begin) of each tensor, from the files'
     headers alone."""
-    for path in _weight_files(Path(folder)):
+    for path in weight_files(folder):
         with path.open("rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
             header = json.loads(handle.read(size))

@@ -32,7 +32,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldeval.errors import IncompleteError, StoreError
-from ldeval.records import SCHEMA_VERSION, Excluded, Manifest, ScoreTable, TokenScores
+from ldeval.records import (
+    SCHEMA_VERSION,
+    Excluded,
+    Manifest,
+    NoiseFloor,
+    ScoreTable,
+    TokenScores,
+)
 
 MANIFEST = "manifest.json"
 RESPONSES = "responses.parquet"
@@ -367,6 +374,8 @@ def manifest_from_json(record: Any, place: str) -> Manifest:
         values["excluded"] = tuple(Excluded(**item) for item in record["excluded"])
         values["split_exceptions"] = tuple(record["split_exceptions"])
         values["notes"] = tuple(record["notes"])
+        floor = record.get("noise_floor")
+        values["noise_floor"] = None if floor is None else NoiseFloor(**floor)
         seconds = record["seconds"]
         values["seconds"] = math.nan if seconds is None else float(seconds)
         return Manifest(**values)

@@ -39,16 +39,19 @@ from ldeval.records import (
     Checkpoint,
     IntArray,
     Manifest,
+    NoiseFloor,
     ScoreTable,
     Span,
 )
 from ldeval.scoring.known_answers import KnownAnswerCheck
-from ldeval.scoring.models import ModelSource, RestartedModels, model_source
+from ldeval.scoring.models import ModelSource, RestartedModels
+from ldeval.scoring.noise import measure_noise
 from ldeval.scoring.score import (
     Key,
     Scored,
     score_probes,
 )
+from ldeval.scoring.sources import model_source
 from ldeval.scoring.tables import (
     as_reference,
     attach_reference,
@@ -148,7 +151,12 @@ def sweep_stages(
     """
     results: dict[str, SweepResult] = {}
     origin = settings.initial_model or settings.base
-    source = model_source(settings.model, settings.model_args, base=settings.base)
+    source = model_source(
+        settings.model,
+        settings.model_args,
+        base=settings.base,
+        checkpoints=[found for run in runs for found in find_checkpoints(run)],
+    )
     try:
         for number, run in enumerate(runs):
             if number:
@@ -196,6 +204,7 @@ class Sweep:
         self._reference_step: int | None = None
         self._first: Manifest | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._floors: set[tuple[str, str]] = set()
         origin = settings.initial_model or settings.base
         self._origin = None if origin is None else _checked_hash(origin)
         self._check = KnownAnswerCheck(
@@ -204,6 +213,7 @@ class Sweep:
             apply_chat_template=settings.apply_chat_template,
             system_instruction=settings.system_instruction,
             origin_weights=self._origin,
+            base=settings.base,
         )
         self._asked = {
             "model": settings.model,
@@ -247,6 +257,8 @@ class Sweep:
         except UnsupportedBackendError:
             raise
         except (CheckpointError, ScoringError) as error:
+            if isinstance(error, ScoringError):
+                self._source.close()  # the next checkpoint gets a sound model
             log.error("%s", error)
             self._broken.append(
                 BrokenCheckpoint(checkpoint.path, checkpoint.step, str(error))
@@ -260,6 +272,7 @@ class Sweep:
         folder = step_folder(settings.store, settings.run, checkpoint.step)
         if self._finished(folder, digest):
             self._kept.append(checkpoint.step)
+            self._count_floor(read_manifest(folder))
             if self._reference_step is None:
                 self._refer_to(read_table(folder))
             return
@@ -272,6 +285,7 @@ class Sweep:
         else:
             table = attach_reference(table, self._reference, self._reference_step)
         write_table(folder, table)
+        self._count_floor(table.manifest)
         self._scored.append(checkpoint.step)
         if self._reference_step is None:
             self._refer_to(table)
@@ -284,6 +298,7 @@ class Sweep:
         if self._source.swapped:
             lm, notes = self._checked(lm, checkpoint, digest)
         scored = self._score(lm)
+        floor = self._noise(lm, scored, checkpoint)
         return build_table(
             settings.probes.probes,
             scored,
@@ -297,7 +312,35 @@ class Sweep:
             stored_dtype=stored_dtype(checkpoint.folder),
             seconds=time.monotonic() - started,
             notes=notes,
+            noise_floor=floor,
         )
+
+    def _noise(
+        self, lm: Any, scored: Scored, checkpoint: Checkpoint
+    ) -> NoiseFloor | None:
+        """Measured once a run for each backend and dtype."""
+        backend = scored.backend
+        if (backend.name, backend.dtype) in self._floors:
+            return None
+        floor = measure_noise(
+            lm,
+            self._settings.probes.probes,
+            scored,
+            checkpoint,
+            self._options,
+            base=self._settings.base,
+        )
+        if floor is not None:
+            log.info(
+                "noise floor of %s %s: %.2g nats/token in a kind's mean, %.2g in a "
+                "response, over %d responses",
+                floor.backend,
+                floor.dtype,
+                floor.nats_per_token,
+                floor.per_response,
+                floor.responses,
+            )
+        return floor
 
     def _from_another_run(
         self, checkpoint: Checkpoint, digest: str
@@ -329,19 +372,31 @@ class Sweep:
             and manifest.settings == self._asked
         )
 
-    def _score(self, lm: Any) -> Scored:
+    @property
+    def _options(self) -> dict[str, Any]:
+        """How every response of this sweep is scored."""
         settings = self._settings
+        return {
+            "span": settings.span,
+            "apply_chat_template": settings.apply_chat_template,
+            "system_instruction": settings.system_instruction,
+            "origin_weights": self._origin,
+            "top_k": settings.top_k,
+        }
+
+    def _score(self, lm: Any) -> Scored:
         return score_probes(
             lm,
-            settings.probes.probes,
-            span=settings.span,
-            apply_chat_template=settings.apply_chat_template,
-            system_instruction=settings.system_instruction,
-            origin_weights=self._origin,
+            self._settings.probes.probes,
             reference=self._reference,
-            top_k=settings.top_k,
-            progress=settings.progress,
+            progress=self._settings.progress,
+            **self._options,
         )
+
+    def _count_floor(self, manifest: Manifest) -> None:
+        floor = manifest.noise_floor
+        if floor is not None:
+            self._floors.add((floor.backend, floor.dtype))
 
     def _refer_to(self, table: ScoreTable) -> None:
         self._reference = reference_ids(table)

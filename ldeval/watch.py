@@ -19,7 +19,7 @@ from pathlib import Path
 from ldeval.checkpoints import describe_checkpoint, find_checkpoints, is_saved
 from ldeval.errors import CheckpointError
 from ldeval.records import Checkpoint
-from ldeval.scoring.models import model_source
+from ldeval.scoring.sources import model_source
 from ldeval.sweep import Sweep, SweepResult, SweepSettings
 
 log = logging.getLogger(__name__)

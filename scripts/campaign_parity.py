@@ -22,13 +22,12 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
+from probe_files import load
 from tqdm import tqdm
 
-from ldeval.errors import ProbeError
-from ldeval.probes import ProbeSet, import_reference, read_probes
 from ldeval.records import Checkpoint
-from ldeval.scoring.models import model_source
 from ldeval.scoring.score import encode_probes, score_probes, score_requests
+from ldeval.scoring.sources import model_source
 
 TOLERANCE = 2e-4
 FIRST_TOKEN = 5e-4
@@ -42,15 +41,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "max_num_seqs": 64,
     },
 }
-
-
-def load(path: Path, limit: int) -> ProbeSet:
-    """The first probes of a file, in either format."""
-    try:
-        probes = read_probes(path)
-    except ProbeError:
-        probes, _ = import_reference(path)
-    return ProbeSet(probes.probes[:limit])
 
 
 def plain(model: str, requests: list[Any]) -> list[torch.Tensor]:

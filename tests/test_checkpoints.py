@@ -20,7 +20,7 @@ from ldeval.checkpoints import (
 from ldeval.errors import CheckpointError
 from ldeval.records import Checkpoint
 from ldeval.scoring.known_answers import compare_known
-from ldeval.scoring.models import ties_embeddings
+from ldeval.scoring.vllm_engine import ties_embeddings
 from ldeval.scoring.vllm_worker import checkpoint_tensors
 from tests.tiny import save_tiny
 

@@ -107,6 +107,32 @@ class Excluded:
 
 
 @dataclass(frozen=True)
+class NoiseFloor:
+    """How far two scorings of one checkpoint lay apart, in another order and other
+    batches: no change inside it is a change."""
+
+    backend: str
+    dtype: str
+    responses: int
+    """How many were scored twice."""
+    per_response: float
+    """99th percentile over them of |Δ|, nats/token."""
+    kind_means: float
+    """The largest |Δ| of a kind's mean, nats/token."""
+    probability: float | None = None
+    """The largest |Δ| of a kind's mean token probability; None without token scores."""
+    float32: float | None = None
+    """|Δ| of the mean from a plain float32 forward pass, nats/token, in low precision;
+    None where it was not measured."""
+
+    @property
+    def nats_per_token(self) -> float:
+        """The floor under a kind's mean. In low precision two scorings can agree by
+        chance, so that the distance from float32 counts as well."""
+        return max(self.kind_means, self.float32 or 0.0)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a stored table is: enough to tell whether two may be compared."""
 
@@ -156,6 +182,8 @@ class Manifest:
     takes text."""
     objective: str | None = None
     """The training objective as declared (``sft``, ``dpo`` …); None: not declared."""
+    noise_floor: NoiseFloor | None = None
+    """Measured on one checkpoint of a run, for each backend and dtype in it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How the scoring was asked for: model type, span, template, origin of ``initial``.
     A sweep goes on only where it asks for the same."""

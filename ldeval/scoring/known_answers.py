@@ -7,13 +7,15 @@ one unpadded sequence at a time, from the checkpoint's own files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from ldeval.checkpoints import tensor_shapes
 from ldeval.errors import CheckpointError, KnownAnswerError
 from ldeval.records import Checkpoint, Probe, Response, Span
 from ldeval.scoring.batch import ScoreRequest
+from ldeval.scoring.models import base_of
 from ldeval.scoring.score import (
     backend_of,
     encode_probes,
@@ -41,8 +43,10 @@ class KnownAnswerCheck:
         apply_chat_template: bool,
         system_instruction: str | None,
         origin_weights: str | None,
+        base: str | None = None,
     ) -> None:
         self._probes = probes
+        self._base = base
         self._origin = origin_weights
         self._encoding: dict[str, Any] = {
             "span": span,
@@ -68,8 +72,11 @@ class KnownAnswerCheck:
         sample = self._sample(lm)
         if not sample:
             return "no known-answer check: no response fits the model's length"
+        lacking = lacking_memory(checkpoint, self._base)
+        if lacking is not None:
+            return f"no known-answer check: {lacking}"
         known = plain_logprob_sums(
-            checkpoint.folder, [(list(r.ids), r.start, r.stop) for r in sample]
+            checkpoint, [(list(r.ids), r.start, r.stop) for r in sample], self._base
         )
         keys = [(request.probe_id, request.kind) for request in sample]
         asked = {request.probe_id for request in sample}
@@ -110,32 +117,45 @@ def _length(response: Response) -> int:
     return len(response.text)
 
 
+def lacking_memory(checkpoint: Checkpoint, base: str | None) -> str | None:
+    """Why a float32 copy of a checkpoint cannot be held in memory; None if it can."""
+    import psutil
+
+    adapter = checkpoint.layout == "adapter"
+    folder = base_of(checkpoint, base) if adapter else checkpoint.folder
+    wanted = 4 * sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+    available = psutil.virtual_memory().available
+    if wanted < available:
+        return None
+    return (
+        f"a float32 copy of the model takes {wanted / 2**30:.1f} GiB, "
+        f"{available / 2**30:.1f} are free"
+    )
+
+
 def plain_logprob_sums(
-    folder: str | Path, sequences: list[tuple[list[int], int, int]]
+    checkpoint: Checkpoint,
+    sequences: list[tuple[list[int], int, int]],
+    base: str | None = None,
 ) -> list[float]:
     """Σ ln p of spans by one plain transformers forward pass each, in float32 on CPU.
 
     The independent computation behind the known-answer check.
 
     Args:
-        folder: a full-weight checkpoint.
+        checkpoint: full weights, or a PEFT adapter.
         sequences: (token ids, first scored, one past the last).
+        base: of an adapter that does not name its own.
 
     Returns:
         One sum a sequence, nats.
 
     Raises:
-        CheckpointError: when transformers cannot load it.
+        CheckpointError: when transformers or PEFT cannot load it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded ({error})") from error
+    model = _plain_model(checkpoint, base)
     model.eval()
     sums = []
     for ids, start, stop in sequences:
@@ -145,6 +165,27 @@ def plain_logprob_sums(
         labels = torch.tensor(ids[start:stop])
         sums.append(float(logprobs.gather(1, labels[:, None]).double().sum()))
     return sums
+
+
+def _plain_model(checkpoint: Checkpoint, base: str | None) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    adapter = checkpoint.layout == "adapter"
+    folder = base_of(checkpoint, base) if adapter else checkpoint.folder
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, use_safetensors=True
+        )
+        if not adapter:
+            return model
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, checkpoint.folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: cannot be loaded ({error})"
+        ) from error
 
 
 def compare_known(

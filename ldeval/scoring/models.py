@@ -1,17 +1,14 @@
 """Open the harness's models for the checkpoints of a run, one after the other.
 
-Most model types are started anew for each checkpoint. vLLM takes about a minute to
-start, so one engine serves the whole run: weights are swapped in place, and after every
-swap a few responses are compared with an independent computation of that checkpoint.
+Most model types are started anew for each checkpoint. vLLM takes long to start, so that
+one engine serves a whole run (:mod:`vllm_engine`).
 """
 
 from __future__ import annotations
 
 import gc
 import inspect
-import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from ldeval.checkpoints import has_tokenizer
@@ -22,10 +19,6 @@ from ldeval.errors import (
     UnsupportedBackendError,
 )
 from ldeval.records import Checkpoint
-
-log = logging.getLogger(__name__)
-
-WORKER_EXTENSION = "ldeval.scoring.vllm_worker.WeightSwap"
 
 
 class ModelSource(Protocol):
@@ -44,30 +37,6 @@ class ModelSource(Protocol):
 
     def close(self) -> None:
         """Free the model."""
-
-
-def model_source(
-    model: str, model_args: Mapping[str, Any], *, base: str | None
-) -> ModelSource:
-    """The way to open checkpoints for a harness model type.
-
-    Args:
-        model: as in ``lm_eval --model``.
-        model_args: as in ``--model_args``, without ``pretrained``.
-        base: folder that lends its tokenizer to checkpoints saved without one.
-
-    Raises:
-        CheckpointError: when ``model_args`` names a checkpoint itself.
-    """
-    for name in ("pretrained", "peft", "lora_local_path"):
-        if name in model_args:
-            raise CheckpointError(
-                f"--model_args holds {name}={model_args[name]}, but the sweep chooses "
-                "the checkpoint. Leave it out; give the base model with --base."
-            )
-    if model == "vllm":
-        return VllmEngine(model_args, base=base)
-    return RestartedModels(model, model_args, base=base)
 
 
 def _class(model: str) -> Any:
@@ -105,17 +74,12 @@ class RestartedModels:
         self.close()
         arguments = dict(self._args)
         if checkpoint.layout == "adapter":
-            base = checkpoint.base or self._base
-            if base is None:
-                raise CheckpointError(
-                    f"{checkpoint.path}: an adapter that does not say upon which base. "
-                    "Give it with --base."
-                )
+            base = base_of(checkpoint, self._base)
             arguments.update(pretrained=base, peft=checkpoint.folder)
         else:
             arguments["pretrained"] = checkpoint.folder
-        _lend_tokenizer(arguments, checkpoint, self._base)
-        self._lm = _start(self._model, arguments, checkpoint)
+        lend_tokenizer(arguments, checkpoint, self._base)
+        self._lm = start_model(self._model, arguments, checkpoint)
         return self._lm
 
     restart = open
@@ -126,14 +90,30 @@ class RestartedModels:
         gc.collect()
 
 
-def _lend_tokenizer(
+def base_of(adapter: Checkpoint, base: str | None) -> str:
+    """The model that an adapter was trained upon; ``base`` where it does not say.
+
+    Raises:
+        CheckpointError: when neither is known.
+    """
+    found = adapter.base or base
+    if found is None:
+        raise CheckpointError(
+            f"{adapter.path}: an adapter that does not say upon which base. Give it "
+            "with --base."
+        )
+    return found
+
+
+def lend_tokenizer(
     arguments: dict[str, Any], checkpoint: Checkpoint, base: str | None
 ) -> None:
+    """Name the base's tokenizer for a checkpoint that was saved without one."""
     if base is not None and not has_tokenizer(checkpoint.folder):
         arguments.setdefault("tokenizer", base)
 
 
-def _start(model: str, arguments: dict[str, Any], checkpoint: Checkpoint) -> Any:
+def start_model(model: str, arguments: dict[str, Any], checkpoint: Checkpoint) -> Any:
     """Build the model; a checkpoint that its library cannot load is a broken one."""
     cls = _class(model)
     if "device" in inspect.signature(cls.__init__).parameters:
@@ -158,88 +138,3 @@ def _device() -> str:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if accelerator is None else accelerator.type
-
-
-class VllmEngine:
-    """One vLLM engine for all checkpoints, their weights swapped in place.
-
-    The engine starts with tied embeddings taken apart (vLLM's own reload leaves the
-    output layer at the old matrix), so it answers wrongly until the first swap: every
-    checkpoint is swapped in, the first one too.
-    """
-
-    swapped = True
-
-    def __init__(self, model_args: Mapping[str, Any], *, base: str | None) -> None:
-        self._args = dict(model_args)
-        self._base = base
-        self._lm: Any = None
-        self._tied = False
-
-    def open(self, checkpoint: Checkpoint) -> Any:
-        """Start the engine at the first checkpoint; swap the weights at each."""
-        if checkpoint.layout == "adapter":
-            raise CheckpointError(
-                f"{checkpoint.path}: an adapter, which the vLLM sweep does not take "
-                "yet. Score this run with --model hf, or merge the adapter."
-            )
-        if self._lm is None or not self.swapped:
-            self.close()
-            self._lm = self._start(checkpoint, swappable=True)
-        folder = str(Path(checkpoint.folder).resolve())
-        try:
-            loaded = self._lm.model.collective_rpc(
-                "ldeval_swap", args=(folder, self._tied)
-            )
-        except Exception as error:  # what a worker raises arrives so
-            self.close()  # its weights are half of one checkpoint, half of another
-            raise CheckpointError(
-                f"{checkpoint.path}: cannot be swapped into the engine ({error})"
-            ) from error
-        self._lm.model.reset_prefix_cache()
-        log.info("swapped in %s: %s tensors", checkpoint.path, loaded[0])
-        self.swapped = True
-        return self._lm
-
-    def restart(self, checkpoint: Checkpoint) -> Any:
-        """A plain engine, started from this checkpoint's files; no swap."""
-        self.close()
-        self._lm = self._start(checkpoint, swappable=False)
-        self.swapped = False
-        return self._lm
-
-    def _start(self, checkpoint: Checkpoint, *, swappable: bool) -> Any:
-        arguments = {**self._args, "pretrained": checkpoint.folder}
-        _lend_tokenizer(arguments, checkpoint, self._base)
-        if swappable:
-            self._tied = ties_embeddings(checkpoint.folder)
-            arguments["worker_extension_cls"] = WORKER_EXTENSION
-            if self._tied:
-                overrides = dict(arguments.get("hf_overrides") or {})
-                overrides["tie_word_embeddings"] = False
-                arguments["hf_overrides"] = overrides
-        return _start("vllm", arguments, checkpoint)
-
-    def close(self) -> None:
-        """Shut the engine down."""
-        if self._lm is not None:
-            engine = self._lm.model
-            self._lm = None
-            shutdown = getattr(engine.llm_engine.engine_core, "shutdown", None)
-            if callable(shutdown):
-                shutdown()
-            del engine
-        gc.collect()
-
-
-def ties_embeddings(folder: str | Path) -> bool:
-    """Whether a checkpoint's output layer is its input embedding."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: its config.json cannot be read ({error})"
-        ) from error
-    return bool(config.get_text_config().tie_word_embeddings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Literal, cast
@@ -170,6 +170,7 @@ def score_probes(
     wanted: Collection[Key] | None = None,
     reference: Mapping[Key, IntArray] | None = None,
     top_k: int = TOP_K,
+    tokens: int | None = None,
     progress: bool = True,
 ) -> Scored:
     """Score the responses of probes.
@@ -184,6 +185,8 @@ def score_probes(
         wanted: the responses to score; None for all.
         reference: by response, [n, k] ids whose ln p is wanted at each position.
         top_k: how many of the most probable tokens to keep at each position.
+        tokens: most tokens that go through the model at once; None: as many as suit
+            the device.
         progress: show a progress bar.
 
     Raises:
@@ -212,7 +215,7 @@ def score_probes(
         system_instruction=system_instruction,
     )
     requests = list(score_requests(encoded, wanted, reference or {}))
-    scores, how = _run(lm, backend, requests, top_k, progress)
+    scores, how = _run(lm, backend, requests, top_k, tokens, progress)
     unscored = (*foreign, *(item for probe in encoded for item in probe.excluded))
     excluded = tuple(
         item
@@ -344,6 +347,7 @@ def _run(
     backend: Backend,
     requests: Sequence[ScoreRequest],
     top_k: int,
+    batch_tokens: int | None,
     progress: bool,
 ) -> tuple[dict[Key, ResponseScore], tuple[str, ...]]:
     """Scores in the order asked, and notes on how they were had."""
@@ -361,7 +365,9 @@ def _run(
     with tqdm(
         total=len(requests), desc="Scoring responses", disable=not progress
     ) as bar:
-        found, note = _native(lm, backend, requests, top_k, bar.update)
+        found, note = _engine(backend).score_checked(
+            lm, requests, top_k=top_k, tokens=batch_tokens, done=bar.update
+        )
     log.info(note)
     answers = {}
     for index, request in enumerate(requests):
@@ -371,20 +377,14 @@ def _run(
     return answers, (note,)
 
 
-def _native(
-    lm: Any,
-    backend: Backend,
-    requests: Sequence[ScoreRequest],
-    top_k: int,
-    done: Callable[[int], object],
-) -> tuple[dict[int, TokenScores], str]:
+def _engine(backend: Backend) -> Any:
+    """The module that scores for a native backend."""
     engine: Any
     if backend.name == "hf":
         from ldeval.scoring import hf as engine
     else:
         from ldeval.scoring import vllm as engine
-    found, note = engine.score_checked(lm, requests, top_k=top_k, done=done)
-    return found, note
+    return engine
 
 
 def _key(request: ScoreRequest) -> Key:

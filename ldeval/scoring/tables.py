@@ -14,6 +14,7 @@ from ldeval.records import (
     Excluded,
     IntArray,
     Manifest,
+    NoiseFloor,
     Probe,
     ScoreTable,
     TokenScores,
@@ -37,6 +38,7 @@ def build_table(
     stored_dtype: str | None = None,
     seconds: float = float("nan"),
     notes: Sequence[str] = (),
+    noise_floor: NoiseFloor | None = None,
 ) -> ScoreTable:
     """Arrange scores in probe order and describe them in a manifest.
 
@@ -78,6 +80,7 @@ def build_table(
         objective=objective,
         context_hash=_joined_hash(scored.contexts),
         seconds=seconds,
+        noise_floor=noise_floor,
         notes=(*notes, *scored.notes),
     )
     return ScoreTable(

@@ -208,9 +208,21 @@ class _Engine:
             )
             for request in requests
         ]
-        outputs: list[Any] = self._llm.generate(
-            prompts, params, use_tqdm=False, lora_request=self._lora
-        )
+        return self._run(prompts, params)
+
+    def _run(self, prompts: Sequence[Any], params: Any) -> list[Any]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            outputs: list[Any] = self._llm.generate(
+                prompts, params, use_tqdm=False, lora_request=self._lora
+            )
+        except EngineDeadError as error:
+            raise ScoringError(
+                "the vLLM engine died; its own messages above say why. Less memory "
+                "(gpu_memory_utilization, VLLM_CPU_KVCACHE_SPACE) or a smaller "
+                "max_model_len may help; --model hf does without it."
+            ) from error
         return outputs
 
     def _read(self, request: ScoreRequest, output: Any) -> TokenScores:

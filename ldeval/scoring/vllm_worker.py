@@ -1,4 +1,5 @@
-"""What runs inside a vLLM worker: swap the weights of a live engine for a checkpoint's.
+"""What runs inside a vLLM worker: swap the weights of a live engine for a checkpoint's,
+and see to it that prompt scores come out right beside adapters.
 
 vLLM's own in-place reload is silently wrong for tied embeddings: the output layer
 keeps the old matrix. An engine started with ``tie_word_embeddings`` off has an output
@@ -8,8 +9,9 @@ layer of its own, which is fed the embedding a second time here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from ldeval.checkpoints import weight_files
 
 EMBEDDINGS = (
     "embed_tokens.weight",
@@ -20,7 +22,7 @@ EMBEDDINGS = (
 """How checkpoints name their input embedding, after the module path."""
 
 
-class WeightSwap:
+class WorkerExtension:
     """Mixed into the worker class (``worker_extension_cls``)."""
 
     def ldeval_swap(self, folder: str, tied: bool) -> int:
@@ -44,6 +46,26 @@ class WeightSwap:
         self.reload_weights(weights_iterator=counted())  # type: ignore[attr-defined]
         return count
 
+    def ldeval_plain_logits(self) -> int:
+        """Take adapters out of the output layer, which none of ours may change.
+
+        With adapters, vLLM computes logits for as many rows as there are requests;
+        prompt scores need a row a token, on which it fails.
+
+        Returns:
+            How many logits processors were replaced by their own.
+        """
+        model: Any = self.model_runner.get_model()  # type: ignore[attr-defined]
+        wrapped = [
+            (name, module.base_layer)
+            for name, module in model.named_modules()
+            if type(module).__name__ == "LogitsProcessorWithLoRA"
+        ]
+        for name, own in wrapped:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, own)
+        return len(wrapped)
+
 
 def checkpoint_tensors(folder: str, tied: bool) -> Iterator[tuple[str, Any]]:
     """(name, tensor) of every weight; a tied embedding again as ``lm_head.weight``.
@@ -55,7 +77,7 @@ def checkpoint_tensors(folder: str, tied: bool) -> Iterator[tuple[str, Any]]:
 
     embedding = None
     has_head = False
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(str(path), framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118  # not a mapping
                 tensor = handle.get_tensor(name)

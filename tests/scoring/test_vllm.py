@@ -18,17 +18,19 @@ import pytest
 import torch
 
 from ldeval.bundled import bundled_probes
-from ldeval.errors import CheckpointError, ScoringError, UnsupportedBackendError
+from ldeval.errors import ScoringError, UnsupportedBackendError
 from ldeval.probes import ProbeSet, import_reference, read_probes
 from ldeval.records import KIND_NAMES, Checkpoint
+from ldeval.scoring import hf, vllm
+from ldeval.scoring.batch import ScoreRequest
 from ldeval.scoring.known_answers import compare_known, plain_logprob_sums
-from ldeval.scoring.models import VllmEngine
 from ldeval.scoring.score import (
     Scored,
     encode_probes,
     score_probes,
     score_requests,
 )
+from ldeval.scoring.vllm_engine import VllmEngine
 from ldeval.store import load_run
 from ldeval.sweep import SweepSettings, sweep
 from tests.scoring.conftest import open_hf, plain_logprobs
@@ -161,9 +163,9 @@ def test_a_sweep_serves_every_checkpoint_from_one_engine(
     starts: list[str] = []
     start = VllmEngine._start
 
-    def counted(self: VllmEngine, checkpoint: Checkpoint, **options: Any) -> Any:
+    def counted(self: VllmEngine, checkpoint: Checkpoint, extra: Any) -> Any:
         starts.append(checkpoint.path)
-        return start(self, checkpoint, **options)
+        return start(self, checkpoint, extra)
 
     monkeypatch.setattr(VllmEngine, "_start", counted)
     monkeypatch.setattr(VllmEngine, "close", lambda self: None)
@@ -214,7 +216,7 @@ def test_the_known_answer_check_catches_a_wrong_output_layer(
         )
         requests = list(score_requests(encoded, None, {}))[:2]
         known = plain_logprob_sums(
-            moved.path, [(list(r.ids), r.start, r.stop) for r in requests]
+            moved, [(list(r.ids), r.start, r.stop) for r in requests]
         )
         scored = score_probes(
             lm, bundled.probes[:1], apply_chat_template=True, progress=False
@@ -251,9 +253,149 @@ def test_too_many_top_tokens_name_the_argument(
         score_probes(lm, bundled.probes, top_k=50, progress=False)
 
 
-def test_an_adapter_is_refused_with_the_other_way(source: VllmEngine) -> None:
-    with pytest.raises(CheckpointError, match="--model hf, or merge"):
-        source.open(Checkpoint("somewhere", 1, "adapter"))
+def hostile_requests(block: int) -> list[ScoreRequest]:
+    """Prompts that share long beginnings or fill their blocks exactly; responses that
+    share beginnings over a whole block, or are one token long; any order."""
+    rng = np.random.default_rng(0)
+    shared = rng.integers(100, 40_000, 3 * block).tolist()
+    requests = []
+    for number, length in enumerate(
+        [2 * block, 2 * block + 1, 2 * block - 1, 3 * block + 5, 5, 1]
+    ):
+        context = [*shared, *rng.integers(100, 40_000, 8).tolist()][-length:]
+        if number % 2:
+            context = [*shared, *context][:length]
+        opening = rng.integers(100, 40_000, block + 7).tolist()
+        for response in range(5):
+            tail = rng.integers(100, 40_000, 1 + 3 * response).tolist()
+            own = (opening if response % 2 else []) + tail
+            ids = (*context, *own)
+            requests.append(
+                ScoreRequest(f"p{number}", f"r{response}", ids, len(context), len(ids))
+            )
+    return [requests[i] for i in rng.permutation(len(requests))]
+
+
+def test_the_prefix_cache_never_gives_a_response_token(
+    source: VllmEngine, base: Checkpoint
+) -> None:
+    lm = source.open(base)
+    block = lm.model.llm_engine.vllm_config.cache_config.block_size
+    requests = hostile_requests(block)
+    hf_lm = open_hf(Path(base.path))
+    expected = dict(hf.score(hf_lm, requests, top_k=5, layout="plain"))
+    for order in (1, -1):  # the second time, every response lies in the cache
+        found, note = vllm.score_checked(lm, requests[::order], top_k=5)
+        assert "read from it" in note
+        assert "scored again without it" in note
+        for index, scores in found.items():
+            place = index if order == 1 else len(requests) - 1 - index
+            gap = np.abs(scores.logprobs - expected[place].logprobs)
+            assert gap.mean() < TOLERANCE
+            assert gap[0] < 5e-4
+
+
+def test_prompts_are_read_from_the_cache(
+    source: VllmEngine, base: Checkpoint, bundled: ProbeSet
+) -> None:
+    lm = source.open(base)
+    lm.model.reset_prefix_cache()
+    scored = score_probes(lm, bundled.probes, apply_chat_template=True, progress=False)
+    (note,) = [n for n in scored.notes if n.startswith("prefix cache: ")]
+    read, total = (int(word) for word in note.split() if word.isdigit())
+    assert 0.2 * total < read < total
+
+
+def test_an_engine_without_a_prefix_cache_is_exact_too(
+    source: VllmEngine,
+    base: Checkpoint,
+    bundled: ProbeSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = source.open(base)
+    with_cache = score_probes(lm, bundled.probes, progress=False)
+    config = lm.model.llm_engine.vllm_config.cache_config
+    monkeypatch.setattr(config, "enable_prefix_caching", False)
+    without = score_probes(lm, bundled.probes, progress=False)
+    assert "prefix cache: off" in str(without.notes)
+    for key, score in with_cache.scores.items():
+        gap = abs(score.logprob_sum - without.scores[key].logprob_sum)
+        assert gap / len(score.token_ids or ()) < 1e-4
+
+
+def save_adapter(base: Path, folder: Path, seed: int) -> Checkpoint:
+    """A LoRA adapter that moves every attention layer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    adapted = get_peft_model(
+        model, LoraConfig(r=4 * seed, target_modules=["q_proj", "v_proj", "down_proj"])
+    )
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    adapted.save_pretrained(str(folder))
+    return Checkpoint(str(folder), seed, "adapter", str(base))
+
+
+def test_adapters_are_loaded_beside_one_base_engine(
+    source: VllmEngine,
+    base: Checkpoint,
+    bundled: ProbeSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Own engine: it is started with room for adapters, once."""
+    source.close()
+    run = tmp_path / "run"
+    for seed in (1, 3):
+        save_adapter(Path(base.path), run / f"checkpoint-{seed}", seed)
+    broken = run / "checkpoint-4"
+    shutil.copytree(run / "checkpoint-3", broken)
+    config = broken / "adapter_config.json"
+    config.write_text(
+        config.read_text().replace('"use_dora": false', '"use_dora": true')
+    )
+    starts: list[str] = []
+    start = VllmEngine._start
+
+    def counted(self: VllmEngine, checkpoint: Checkpoint, extra: Any) -> Any:
+        starts.append(checkpoint.path)
+        return start(self, checkpoint, extra)
+
+    monkeypatch.setattr(VllmEngine, "_start", counted)
+    settings = SweepSettings(
+        probes=bundled,
+        store=tmp_path / "store",
+        run="run",
+        model="vllm",
+        model_args=ENGINE,
+        base=base.path,
+        apply_chat_template=True,
+        progress=False,
+    )
+    result = sweep(run, settings)
+    assert len(starts) == 1
+    assert result.scored == (0, 1, 3)
+    (refused,) = result.broken
+    assert "vLLM does not take this adapter" in refused.reason
+    tables = load_run(tmp_path / "store" / "run")
+    for table in tables:
+        path = table.manifest.checkpoint
+        peft = {} if table.manifest.step == 0 else {"peft": path}
+        plain_lm = open_hf(Path(base.path), **peft)
+        expected = score_probes(
+            plain_lm, bundled.probes, apply_chat_template=True, progress=False
+        ).scores
+        for row, key in enumerate(table.index()):
+            gap = abs(table.logprob_sums[row] - expected[key].logprob_sum)
+            assert gap / table.n_tokens[row] < TOLERANCE, (path, key)
+    assert any("known-answer check: " in note for note in tables[1].manifest.notes)
+    moved = np.abs(tables[1].logprob_sums - tables[2].logprob_sums)
+    assert moved.max() > 0.1
 
 
 def test_the_stock_command_scores_the_probes(demo_model: Path, tmp_path: Path) -> None:
