@@ -7,20 +7,18 @@ checkpoint, a verdict asked for with --fail-on); 2 could not be done.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ldeval.bundled import bundled_probes, tasks_folder
-from ldeval.errors import LdevalError, MismatchError, ProbeError
-from ldeval.records import KIND_NAMES, OBJECTIVES, VERDICT_NAMES
-
-Handler = Callable[[argparse.Namespace], int]
+from ldeval.commands import add_command as _add
+from ldeval.commands.probes import add_probes_commands, check
+from ldeval.errors import LdevalError, MismatchError
+from ldeval.records import OBJECTIVES, VERDICT_NAMES
 
 
 def run() -> NoReturn:
@@ -64,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("-q", "--quiet", action="store_true", help="warnings only")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    _probes_commands(commands)
+    add_probes_commands(commands)
     _sweep_command(commands)
     _diff_command(commands)
     _report_command(commands)
@@ -75,112 +73,6 @@ def parser() -> argparse.ArgumentParser:
     _add(commands, "tasks", _tasks, "print the tasks folder, for --include_path")
     _add(commands, "doctor", _doctor, "check the installation and name the cures")
     return root
-
-
-def _add(
-    commands: Any, name: str, handler: Handler, summary: str
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=summary.capitalize() + "."
-    )
-    command.set_defaults(handler=handler)
-    return command
-
-
-# ----------------------------------------------------------------------------- probes
-
-
-def _probes_commands(commands: Any) -> None:
-    group = commands.add_parser("probes", help="check, show, import, sample probes")
-    sub = group.add_subparsers(required=True, metavar="COMMAND")
-    command = _add(sub, "check", _probes_check, "validate a probe file and count kinds")
-    command.add_argument("file", type=Path, nargs="?", default=None)
-    command = _add(sub, "show", _probes_show, "print probes")
-    command.add_argument("file", type=Path, nargs="?", default=None)
-    command.add_argument("--id", help="only this probe")
-    command.add_argument("-n", type=int, default=1, help="how many (default 1)")
-    command = _add(sub, "import", _probes_import, "convert a probe file of others")
-    command.add_argument("file", type=Path)
-    command.add_argument("--format", choices=["reference"], required=True)
-    command.add_argument("-o", "--output", type=Path, required=True)
-    command.add_argument(
-        "--heldout", action="store_true", help="its prompts are not trained on"
-    )
-    command = _add(sub, "initial", _probes_initial, "sample 'initial' responses anew")
-    command.add_argument("file", type=Path, nargs="?", default=None)
-    command.add_argument("--model", required=True, help="the model before training")
-    command.add_argument("-o", "--output", type=Path, required=True)
-    command.add_argument("--seed", type=int, default=0)
-
-
-def _probes_check(options: argparse.Namespace) -> int:
-    from ldeval.probes import count_kinds, read_probes
-
-    probes = read_probes(options.file or bundled_probes())
-    trained = [probe for probe in probes if probe.trained]
-    heldout = [probe for probe in probes if not probe.trained]
-    print(f"{probes.path}: {len(probes)} probes, hash {probes.content_hash[:16]}")
-    print(f"{'kind':<20}{'trained':>9}{'held out':>10}")
-    counts = count_kinds(trained), count_kinds(heldout)
-    for kind in KIND_NAMES:
-        print(f"{kind:<20}{counts[0][kind]:>9}{counts[1][kind]:>10}")
-    missing = [k for k in KIND_NAMES if counts[0][k] + counts[1][k] < len(probes)]
-    if missing:
-        print(f"not every probe has: {', '.join(missing)}")
-    return 0
-
-
-def _probes_show(options: argparse.Namespace) -> int:
-    from ldeval.probes import probe_to_record, read_probes
-
-    probes = read_probes(options.file or bundled_probes())
-    wanted = [p for p in probes if options.id in (None, p.probe_id)]
-    if not wanted:
-        raise ProbeError(
-            f"no probe {options.id!r}.",
-            path=probes.path,
-            remedy=f"The first is {probes.probes[0].probe_id!r}.",
-        )
-    for probe in wanted[: options.n]:
-        print(json.dumps(probe_to_record(probe), indent=2, ensure_ascii=False))
-    return 0
-
-
-def _probes_import(options: argparse.Namespace) -> int:
-    from ldeval.probes import import_reference, write_probes
-
-    probes, report = import_reference(options.file, trained=not options.heldout)
-    write_probes(options.output, probes)
-    print(f"{options.output}: {report.probes} probes")
-    for title, items in (
-        ("empty responses left out", report.empty),
-        ("leading whitespace made that of chosen", report.respaced),
-        ("permutations equal to chosen, kept", report.same_as_chosen),
-    ):
-        print(f"{title}: {len(items)}")
-        for probe_id, kind in items[:10]:
-            print(f"  {probe_id} {kind}")
-        if len(items) > 10:
-            print(f"  … and {len(items) - 10} more")
-    print(f"fields not scored (chosen_selfr): {report.skipped_fields}")
-    listed = options.output.with_name(options.output.name + ".repairs.json")
-    listed.write_text(json.dumps(dataclasses.asdict(report), indent=1), "utf-8")
-    print(f"every repair: {listed}")
-    return 0
-
-
-def _probes_initial(options: argparse.Namespace) -> int:
-    from ldeval.probes import read_probes, write_probes
-    from ldeval.scoring.generate import sample_initial
-
-    probes = read_probes(options.file or bundled_probes())
-    sampled = sample_initial(probes, options.model, seed=options.seed)
-    write_probes(options.output, sampled)
-    missing = [p.probe_id for p in sampled if "initial" not in p.responses]
-    print(f"{options.output}: {len(sampled) - len(missing)} sampled responses")
-    if missing:
-        print(f"only empty samples for: {', '.join(missing)}")
-    return 0
 
 
 # ------------------------------------------------------------------------------ sweep
@@ -304,8 +196,7 @@ def _validate(options: argparse.Namespace) -> int:
     from ldeval.store import list_runs, read_table
 
     if options.path.is_file():
-        options.file = options.path
-        return _probes_check(options)
+        return check(options.path)
     faults = checked = 0
     for name, steps in list_runs(options.path).items():
         for item in steps:

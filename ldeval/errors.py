@@ -13,6 +13,7 @@ ldeval still handles it sensibly::
     ├── ScoringError (RuntimeError)        a backend could not give a trustworthy score
     │   ├── KnownAnswerError               scores differ from an independent computation
     │   └── UnsupportedBackendError        a setting or model not scored exactly
+    ├── EndpointError (ConnectionError)    a rephrasing endpoint cannot be used
     └── MissingExtraError (ImportError)    an optional package is not installed
 
 Messages name what came, what is valid and what to do next.
@@ -85,6 +86,10 @@ class KnownAnswerError(ScoringError):
 
 class UnsupportedBackendError(ScoringError):
     """A model type or a setting for which exact per-token scores cannot be had."""
+
+
+class EndpointError(LdevalError, ConnectionError):
+    """An OpenAI-compatible endpoint cannot be reached, or gives nothing usable."""
 
 
 class MissingExtraError(LdevalError, ImportError):

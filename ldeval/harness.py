@@ -23,6 +23,7 @@ from lm_eval.config.task import TaskConfig
 from ldeval.bundled import bundled_probes
 from ldeval.errors import ProbeError, StoreError
 from ldeval.probes import ProbeSet, parse_probe, probe_to_record, read_probes
+from ldeval.probes.dataset import dataset_files, is_dataset
 from ldeval.records import KIND_NAMES, TOP_K, Excluded, ScoreTable
 from ldeval.scoring import request
 from ldeval.scoring.score import Backend, Scored, scoring_notes
@@ -87,7 +88,8 @@ class ProbeTask(Task):  # type: ignore[misc]  # lm_eval is untyped
         self.span = str(metadata.get("span", "trl"))
         self.top_k = int(metadata.get("top_k", TOP_K))
         path = probe_file(metadata)
-        stamp = path.stat().st_mtime_ns if path.exists() else 0
+        files = dataset_files(path) if is_dataset(path) else [path]
+        stamp = max(f.stat().st_mtime_ns if f.exists() else 0 for f in files)
         self._docs = [probe_to_record(p) for p in _read(str(path), stamp)]
         super().__init__()
         self._config = TaskConfig(

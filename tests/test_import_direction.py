@@ -28,7 +28,8 @@ LEVELS = {
     "report": 5,
     "watch": 6,
     "ldeval": 7,
-    "cli": 8,
+    "commands": 8,
+    "cli": 9,
 }
 """Leftmost lowest; rooms of one level do not import each other."""
 

@@ -1,10 +1,10 @@
 """Probe sets: reading, validation, hashing, import and building. No torch here."""
 
-from ldeval.probes.build import derive_offline_kinds, read_sentences
 from ldeval.probes.perturb import derangement, permute_words
 from ldeval.probes.probe_set import (
     ProbeSet,
     count_kinds,
+    iter_probes,
     parse_probe,
     probe_to_record,
     read_probes,
@@ -12,6 +12,7 @@ from ldeval.probes.probe_set import (
     write_probes,
 )
 from ldeval.probes.reference import ImportReport, import_reference
+from ldeval.probes.written import derive_offline_kinds, read_sentences
 
 __all__ = [
     "ImportReport",
@@ -20,6 +21,7 @@ __all__ = [
     "derangement",
     "derive_offline_kinds",
     "import_reference",
+    "iter_probes",
     "parse_probe",
     "permute_words",
     "probe_to_record",

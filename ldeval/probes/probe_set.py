@@ -1,6 +1,7 @@
 """Read, validate, write and hash probe sets.
 
-A probe set is a JSON Lines file, one probe a line::
+A probe set is a JSON Lines file, one probe a line, or the same as a dataset folder
+(:mod:`dataset`)::
 
     {"probe_id": "rice", "prompt": "How do I cook rice?", "trained": true,
      "responses": {"chosen": "Rinse it …", "rejected": "Boil it …"},
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO
 import jsonlines
 
 from ldeval.errors import ProbeError
+from ldeval.probes.dataset import is_dataset, read_dataset
 from ldeval.records import KIND_NAMES, REFERENCE_FIELDS, Message, Probe, Response
 
 _FIELDS = ("probe_id", "prompt", "responses", "trained", "meta")
@@ -310,8 +312,27 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
             yield lines.number, value
 
 
+def _placed_records(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """(file, line or row, record) of a JSON Lines file or a dataset folder."""
+    if is_dataset(path):
+        yield from read_dataset(path)
+    else:
+        for line, record in read_records(path):
+            yield str(path), line, record
+
+
+def iter_probes(path: str | Path) -> Iterator[Probe]:
+    """Read and validate probe by probe; ids are not compared.
+
+    Raises:
+        ProbeError: at the first fault, naming file, line, field and remedy.
+    """
+    for file, line, record in _placed_records(Path(path)):
+        yield parse_probe(record, path=file, line=line)
+
+
 def read_probes(path: str | Path) -> ProbeSet:
-    """Read and validate a whole file.
+    """Read and validate a whole probe file or dataset folder.
 
     Raises:
         ProbeError: at the first fault, naming file, line, field and remedy.
@@ -319,12 +340,12 @@ def read_probes(path: str | Path) -> ProbeSet:
     path = Path(path)
     probes: list[Probe] = []
     seen: dict[str, int] = {}
-    for line, record in read_records(path):
-        probe = parse_probe(record, path=str(path), line=line)
+    for file, line, record in _placed_records(path):
+        probe = parse_probe(record, path=file, line=line)
         if probe.probe_id in seen:
             raise ProbeError(
                 f"repeats {probe.probe_id!r} of line {seen[probe.probe_id]}.",
-                path=path,
+                path=file,
                 line=line,
                 field="probe_id",
                 remedy="Ids must be unique in a set.",

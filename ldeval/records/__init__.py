@@ -43,6 +43,13 @@ from ldeval.records.probes import (
     Probe,
     Response,
 )
+from ldeval.records.quality import (
+    DISTANCE_BINS,
+    Distribution,
+    Finding,
+    KindQuality,
+    QualityReport,
+)
 from ldeval.records.scores import (
     SCHEMA_VERSION,
     TOP_K,
@@ -57,6 +64,7 @@ from ldeval.records.scores import (
 )
 
 __all__ = [
+    "DISTANCE_BINS",
     "KINDS",
     "KIND_BY_NAME",
     "KIND_GROUPS",
@@ -71,20 +79,24 @@ __all__ = [
     "Comparison",
     "Conjunct",
     "CurvePoint",
+    "Distribution",
     "Estimate",
     "Excluded",
+    "Finding",
     "FloatArray",
     "Flow",
     "InfluenceCell",
     "IntArray",
     "KindChange",
     "KindInfo",
+    "KindQuality",
     "Manifest",
     "Margin",
     "Message",
     "NoiseFloor",
     "PairComparison",
     "Probe",
+    "QualityReport",
     "Region",
     "Response",
     "ScoreTable",

@@ -1,25 +1,143 @@
 """Sample the ``initial`` responses: what the model says before it is trained.
 
 Sampled, not greedy: a greedy response is the argmax by construction, so that its
-log-probability can mainly fall. Each probe has a seed of its own, derived from its id,
-so that a response does not depend on which other probes are asked.
+log-probability can mainly fall; one that is asked for is kept apart, in
+``meta.initial_greedy``. Each probe has a seed of its own, derived from its id, so that
+a response does not depend on which other probes are asked.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
 from ldeval.checkpoints import check_weights, describe_checkpoint, weights_hash
-from ldeval.records import Probe, Response
+from ldeval.errors import UnsupportedBackendError
+from ldeval.records import Checkpoint, Probe, Response
 from ldeval.scoring.encode import as_messages, tokenizer_codec
+from ldeval.scoring.models import model_source
 
 TEMPERATURE = 0.7
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to go on from."""
+
+    context: str
+    ids: tuple[int, ...]
+    """Its tokens."""
+    seed: int | None
+    """Of the sample; None asks for the greedy continuation."""
+
+
+class Generator(Protocol):
+    """Continues texts: (text, whether it ended by itself) for each request."""
+
+    def __call__(self, requests: Sequence[Request]) -> list[tuple[str, bool]]: ...
+
+
+class InitialSampler:
+    """Adds ``initial`` to probes, from one model that stays loaded."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        backend: str = "hf",
+        model_args: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        temperature: float = TEMPERATURE,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        tries: int = 5,
+        greedy: bool = False,
+    ) -> None:
+        """Args:
+        model: folder of a full-weight model with its tokenizer.
+        backend: harness model type that generates.
+        model_args: of the backend, as in lm_eval.
+        seed: with the probe's id, decides the sample.
+        tries: how often an empty sample is drawn again.
+        greedy: keep the greedy response too, in ``meta.initial_greedy``.
+
+        Raises:
+            CheckpointError: when the weights are not whole safetensors.
+            UnsupportedBackendError: for a backend that takes messages, not text.
+        """
+        from transformers import AutoTokenizer
+
+        check_weights(describe_checkpoint(model, 0))
+        self._codec = tokenizer_codec(AutoTokenizer.from_pretrained(model))
+        self._origin = {
+            "weights": weights_hash(model),
+            "tokenizer": self._codec.tokenizer_hash,
+        }
+        self._seed = seed
+        self._tries = tries
+        self._greedy = greedy
+        self._generate: Generator
+        if backend == "hf" and not model_args:
+            self._generate = _Transformers(model, temperature, max_new_tokens)
+        else:
+            self._generate = _Harness(
+                model, backend, model_args or {}, temperature, max_new_tokens
+            )
+
+    def __call__(self, probes: Sequence[Probe]) -> list[Probe]:
+        """The probes with ``initial``, where a sample was not empty."""
+        asked = {p.probe_id: self._request(p) for p in probes}
+        left = {name: r for name, r in asked.items() if r.ids}
+        texts: dict[str, str] = {}
+        for attempt in range(self._tries):
+            requests = [
+                replace(r, seed=_seed(name, self._seed, attempt))
+                for name, r in left.items()
+            ]
+            texts.update(zip(left, self._texts(requests), strict=True))
+            left = {name: r for name, r in left.items() if not texts[name]}
+            if not left:
+                break
+        greedy: dict[str, str] = {}
+        if self._greedy:
+            whole = {name: r for name, r in asked.items() if r.ids}
+            requests = [replace(r, seed=None) for r in whole.values()]
+            greedy = dict(zip(whole, self._texts(requests), strict=True))
+        return [self._with(p, texts, greedy) for p in probes]
+
+    def _request(self, probe: Probe) -> Request:
+        codec = self._codec
+        if codec.render is not None:
+            text = codec.render(as_messages(probe.prompt), True)
+            return Request(text, tuple(codec.encode_rendered(text)), None)
+        if isinstance(probe.prompt, str):
+            return Request(probe.prompt, tuple(codec.encode(probe.prompt)), None)
+        return Request("", (), None)
+
+    def _texts(self, requests: Sequence[Request]) -> list[str]:
+        if not requests:
+            return []
+        return [
+            text.strip() if finished else _whole_sentences(text.strip())
+            for text, finished in self._generate(requests)
+        ]
+
+    def _with(
+        self, probe: Probe, texts: Mapping[str, str], greedy: Mapping[str, str]
+    ) -> Probe:
+        responses = {k: r for k, r in probe.responses.items() if k != "initial"}
+        meta: dict[str, Any] = dict(probe.meta)
+        if text := texts.get(probe.probe_id):
+            responses["initial"] = Response("initial", text, "sampled")
+            meta["initial_model"] = self._origin
+        if text := greedy.get(probe.probe_id):
+            meta["initial_greedy"] = text
+        return replace(probe, responses=responses, meta=meta)
 
 
 def sample_initial(
@@ -27,7 +145,7 @@ def sample_initial(
     model: str,
     *,
     seed: int = 0,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     tries: int = 5,
     progress: bool = True,
 ) -> list[Probe]:
@@ -48,63 +166,115 @@ def sample_initial(
     Raises:
         CheckpointError: when the weights are not whole safetensors.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    check_weights(describe_checkpoint(model, 0))
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, use_safetensors=True
-    ).eval()
-    codec = tokenizer_codec(tokenizer)
-    origin = {"weights": weights_hash(model), "tokenizer": codec.tokenizer_hash}
+    sampler = InitialSampler(
+        model, seed=seed, max_new_tokens=max_new_tokens, tries=tries
+    )
     sampled = []
     for probe in tqdm(list(probes), desc="Sampling initial", disable=not progress):
-        if codec.render is None and isinstance(probe.prompt, str):
-            ids = codec.encode(probe.prompt)
-        elif codec.render is not None:
-            text = codec.render(as_messages(probe.prompt), True)
-            ids = codec.encode_rendered(text)
-        else:
-            ids = []
-        responses = {k: r for k, r in probe.responses.items() if k != "initial"}
-        text = ""
-        for attempt in range(tries if ids else 0):
-            text = _sample(
-                network, tokenizer, ids, _seed(probe, seed, attempt), max_new_tokens
-            )
-            if text:
-                break
-        meta: dict[str, Any] = dict(probe.meta)
-        if text:
-            responses["initial"] = Response("initial", text, "sampled")
-            meta["initial_model"] = origin
-        sampled.append(replace(probe, responses=responses, meta=meta))
+        sampled += sampler([probe])
     return sampled
 
 
-def _seed(probe: Probe, seed: int, attempt: int) -> int:
-    name = f"{seed}/{attempt}/{probe.probe_id}".encode()
+def _seed(probe_id: str, seed: int, attempt: int) -> int:
+    name = f"{seed}/{attempt}/{probe_id}".encode()
     return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")
 
 
-def _sample(network: Any, tokenizer: Any, ids: list[int], seed: int, limit: int) -> str:
-    prompt = torch.tensor([ids])
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(seed)
-        output = network.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_p=1.0,
-            top_k=0,
-            max_new_tokens=limit,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-        )
-    new = output[0, len(ids) :].tolist()
-    text = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
-    finished = tokenizer.eos_token_id in new
-    return text if finished else _whole_sentences(text)
+class _Transformers:
+    """One request at a time through transformers, each with a seed of its own."""
+
+    def __init__(self, model: str, temperature: float, limit: int) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._network = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32, use_safetensors=True
+        ).eval()
+        self._sampling = {"do_sample": True, "temperature": temperature}
+        self._limit = limit
+
+    def __call__(self, requests: Sequence[Request]) -> list[tuple[str, bool]]:
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Request) -> tuple[str, bool]:
+        prompt = torch.tensor([request.ids])
+        how: dict[str, Any] = {"do_sample": False}
+        if request.seed is not None:
+            how = {**self._sampling, "top_p": 1.0, "top_k": 0}
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            if request.seed is not None:
+                torch.manual_seed(request.seed)
+            output = self._network.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                **how,
+                max_new_tokens=self._limit,
+                pad_token_id=self._tokenizer.pad_token_id
+                or self._tokenizer.eos_token_id,
+            )
+        new = output[0, len(request.ids) :].tolist()
+        text = str(self._tokenizer.decode(new, skip_special_tokens=True))
+        return text, self._tokenizer.eos_token_id in new
+
+
+class _Harness:
+    """Any harness model type that generates from text."""
+
+    def __init__(
+        self,
+        model: str,
+        backend: str,
+        model_args: Mapping[str, Any],
+        temperature: float,
+        limit: int,
+    ) -> None:
+        if backend.endswith("chat-completions"):
+            raise UnsupportedBackendError(
+                f"--initial-backend {backend} takes messages, and the prompts are "
+                "rendered here. Use 'local-completions' with the same server."
+            )
+        from transformers import AutoTokenizer
+
+        source = model_source(backend, model_args, base=None)
+        self._lm = source.restart(Checkpoint(model, 0))
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._temperature = temperature
+        self._limit = limit
+
+    def __call__(self, requests: Sequence[Request]) -> list[tuple[str, bool]]:
+        from lm_eval.models.huggingface import HFLM
+
+        if isinstance(self._lm, HFLM):  # seeds are torch's there, not the request's
+            texts = []
+            for request in requests:
+                with torch.random.fork_rng():
+                    torch.manual_seed(request.seed or 0)
+                    texts += self._run([request], seeded=False)
+        else:
+            texts = self._run(requests, seeded=True)
+        return [(text, self._finished(text)) for text in texts]
+
+    def _run(self, requests: Sequence[Request], *, seeded: bool) -> list[str]:
+        from lm_eval.api.instance import Instance
+
+        instances = []
+        for number, request in enumerate(requests):
+            how: dict[str, Any] = {"until": [], "max_gen_toks": self._limit}
+            if request.seed is None:
+                how.update(do_sample=False, temperature=0.0)
+            else:
+                how.update(do_sample=True, temperature=self._temperature)
+                if seeded:
+                    how["seed"] = request.seed % 2**31
+            instances.append(
+                Instance("generate_until", {}, (request.context, how), number)
+            )
+        return [str(text) for text in self._lm.generate_until(instances)]
+
+    def _finished(self, text: str) -> bool:
+        """The harness does not say why a text ends; one as long as allowed was cut."""
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return len(ids) < self._limit - 1
 
 
 def _whole_sentences(text: str) -> str:

@@ -1,0 +1,24 @@
+"""The commands that have a module of their own, and how a command is added.
+
+Each module adds its commands to the parser and runs them: parse, call, print, as in
+:mod:`ldeval.cli`, which holds the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def add_command(
+    commands: Any, name: str, handler: Handler, summary: str
+) -> argparse.ArgumentParser:
+    """A command under a parser's sub-commands; ``handler`` runs it."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + "."
+    )
+    command.set_defaults(handler=handler)
+    return command
