@@ -234,7 +234,8 @@ class Build:
         with tqdm(
             total=total, desc="Building", disable=not self._progress, unit=" probes"
         ) as bar:
-            while chunk := list(islice(stream, INITIAL_CHUNK)):
+            size = 1 if self._sampler is None else INITIAL_CHUNK
+            while chunk := list(islice(stream, size)):
                 initials = self._sampled([entry for entry, _ in chunk])
                 for (entry, outcomes), initial in zip(chunk, initials, strict=True):
                     if self._status is not None:

@@ -31,7 +31,8 @@ REASONS: Mapping[str, str] = {
 """Why an answer is rejected: the name that is counted, and what it means."""
 
 _REFUSAL = re.compile(
-    r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|as an ai\b|as a language model"
+    r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|(?:as|i am|i['’]m) an ai\b"
+    r"|as a language model"
     r"|i (?:can['’]?t|cannot|can not|won['’]?t|am unable to|['’]?m unable to"
     r"|am not able to|['’]?m not able to) (?:assist|help|fulfil|comply|provide"
     r"|generate|create|rephrase|write|do that|answer|engage))",
@@ -40,7 +41,10 @@ _REFUSAL = re.compile(
 _LABEL = re.compile(r"\b(?:reference|output) sentence\b|^\s*output\s*:", re.IGNORECASE)
 _PREFACE = re.compile(
     r"\A\s*(?:sure|certainly|of course|absolutely|here(?:['’]s| is| are))\b"
-    r"[^\n.:]{0,80}:\s",
+    r"[^\n.:]{0,80}:\s"
+    r"|\bhere(?:['’]s| is) (?:a|an|the|one|your)\b[^\n.:]{0,60}"
+    r"\b(?:sentence|version|rephrase|paraphrase|output|words)\b[^\n.:]{0,20}:"
+    r"|\bhope (?:this|that) helps\b",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+")

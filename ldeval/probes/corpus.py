@@ -13,6 +13,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -337,20 +338,32 @@ class Corpus:
             SELECT example, tokens FROM owner WHERE trained = {int(not to)}
             ORDER BY tokens, draw"""
         for _ in range(MATCH_ROUNDS):
-            dealt = False
             self._db.execute("DROP TABLE IF EXISTS taker")
             self._db.execute(f"CREATE TEMP TABLE taker AS {takers}")
-            left = self._db.execute(texts)
-            for taker, tokens in self._db.execute("SELECT id, tokens FROM taker"):
-                text = next((t for t, n in left if n >= band.low(tokens)), None)
-                if text is None:
+            with (
+                closing(self._db.execute("SELECT id, tokens FROM taker")) as waiting,
+                closing(self._db.execute(texts)) as left,
+            ):
+                if not self._one_round(kind, waiting, left, band):
                     break
-                dealt = True
-                self._db.execute(
-                    "INSERT INTO deal VALUES (?, ?, ?)", (kind, taker, text)
-                )
-            if not dealt:
+
+    def _one_round(
+        self,
+        kind: str,
+        takers: Iterable[tuple[int, int]],
+        texts: Iterator[tuple[int, int]],
+        band: LengthBand,
+    ) -> bool:
+        """Deal while texts last; whether any was dealt. Both sides from short to
+        long."""
+        dealt = False
+        for taker, tokens in takers:
+            text = next((t for t, n in texts if n >= band.low(tokens)), None)
+            if text is None:
                 break
+            dealt = True
+            self._db.execute("INSERT INTO deal VALUES (?, ?, ?)", (kind, taker, text))
+        return dealt
 
     def claim(self, text: str) -> bool:
         """Take a text for one probe; False where another has it already."""
