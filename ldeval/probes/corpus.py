@@ -26,7 +26,7 @@ from ldeval.probes.sources import BadRow
 from ldeval.probes.tokens import TokenCounter
 from ldeval.records import Message
 
-CACHE_KIB = 32 * 1024
+CACHE_KIB = 8 * 1024
 """Memory that SQLite may use for pages; the rest of the file stays on disk."""
 BATCH = 500
 LISTED = 20

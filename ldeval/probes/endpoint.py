@@ -70,11 +70,16 @@ class _Pace:
         self._next = 0.0
         self._lock = threading.Lock()
 
-    def wait(self) -> None:
+    def reserve(self) -> float:
+        """The next starting time, on the monotonic clock; nobody else gets it."""
         with self._lock:
             start = max(self._next, time.monotonic())
             self._next = start + self._gap
-        time.sleep(max(0.0, start - time.monotonic()))
+        return start
+
+    def wait(self) -> None:
+        """Sleep until the next starting time."""
+        time.sleep(max(0.0, self.reserve() - time.monotonic()))
 
 
 class Endpoint:

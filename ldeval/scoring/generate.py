@@ -235,7 +235,9 @@ class _Harness:
             )
         from transformers import AutoTokenizer
 
-        source = model_source(backend, model_args, base=None)
+        # a server's name for the model need not be one that holds a tokenizer
+        arguments = {"tokenizer": model, **model_args}
+        source = model_source(backend, arguments, base=None)
         self._lm = source.restart(Checkpoint(model, 0))
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._temperature = temperature

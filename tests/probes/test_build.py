@@ -280,9 +280,9 @@ def test_a_held_out_prompt_that_is_trained_too_is_left_out(folder: Path) -> None
 def test_a_source_without_trained_prompts_says_what_became_of_its_rows(
     folder: Path,
 ) -> None:
+    good = {"prompt": "only", "chosen": "held out"}
+    bad = [{"prompt": f"x{n}", "chosen": " "} for n in range(2)]
     with pytest.raises(ProbeError, match="2 because the chosen response is empty"):
-        good = {"prompt": "only", "chosen": "held out"}
-        bad = [{"prompt": f"x{n}", "chosen": " "} for n in range(2)]
         built(folder, [good, *bad], heldout_share=1.0)
     empty = folder / "empty.jsonl"
     empty.write_text("\n")

@@ -58,7 +58,8 @@ EARLIER = [user("Hi"), said("Hello!")]
         ({"chosen": [user(Q), said("a")], "rejected": [user(Q), said("b")]},
          (user(Q),), "a", "b"),
         # UltraFeedback: the prompt is text, and the responses repeat it as a message
-        ({"prompt": Q, "chosen": [user(Q), said("a")], "rejected": [user(Q), said("b")]},
+        ({"prompt": Q, "chosen": [user(Q), said("a")],
+          "rejected": [user(Q), said("b")]},
          (user(Q),), "a", "b"),
         # the responses repeat the prompt's end, or go on from it
         ({"prompt": [user("s"), said("t"), user(Q)],
@@ -73,7 +74,8 @@ EARLIER = [user("Hi"), said("Hello!")]
         ({"prompt": [user(Q)], "completion": [said("a")]}, (user(Q),), "a", None),
         ({"prompt": "Q", "completion": "a", "label": True}, "Q", "a", None),
         ({"messages": [*EARLIER, user(Q), said("a")]}, (*EARLIER, user(Q)), "a", None),
-        ({"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": "a"}]},
+        ({"conversations": [{"from": "human", "value": Q},
+                            {"from": "gpt", "value": "a"}]},
          (user(Q),), "a", None),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]},
                        said("a")]}, (user(Q),), "a", None),
