@@ -230,7 +230,9 @@ class _KindLook:
     distances: list[int] = field(default_factory=lambda: [0] * DISTANCE_BINS)
     distance_sum: float = 0.0
     same_first: int = 0
-    keys: array[int] = field(default_factory=lambda: array("q"))
+    keys: dict[bool, array[int]] = field(
+        default_factory=lambda: {True: array("q"), False: array("q")}
+    )
 
 
 class _Look:
@@ -273,7 +275,7 @@ class _Look:
             look.tokens += tokens
             look.chosen_tokens += length
             look.same_first += self._counter.first(text) == first
-            look.keys.append(keys[kind])
+            look.keys[probe.trained].append(keys[kind])
             if kind != "chosen" and chosen:
                 self._beside_chosen(probe, kind, text, chosen)
                 self._duplicates(probe, kind, keys)
@@ -358,7 +360,7 @@ class _Look:
                 distances=() if kind == "chosen" else tuple(look.distances),
                 mean_distance=_ratio(look.distance_sum, compared),
                 same_first_token=look.same_first,
-                distinct=len(np.unique(np.array(look.keys))) if count else 0,
+                distinct=sum(len(np.unique(np.array(k))) for k in look.keys.values()),
             )
 
     def findings(self) -> Iterator[Finding]:

@@ -35,7 +35,7 @@ class KindQuality:
     same_first_token: int
     """Responses whose first token is that of the probe's chosen."""
     distinct: int
-    """Texts that differ from one another."""
+    """Texts that differ from one another within a split, over both splits."""
 
     @property
     def count(self) -> int:

@@ -61,7 +61,7 @@ WORDINGS: Mapping[str, Wording] = {
         _REBUILD,
     ),
     "repeated text": Wording(
-        "texts that several probes share within a kind",
+        "texts that several probes of a split share within a kind",
         "Probes count as independent; repeated texts make standard errors too small "
         "(drawn with replacement, about 1.3 times).",
         "Use each text once; 'ldeval probes build' deals them out without repeats.",
