@@ -195,7 +195,7 @@ def _validate(options: argparse.Namespace) -> int:
     from ldeval.errors import StoreError
     from ldeval.store import list_runs, read_table
 
-    if options.path.is_file():
+    if options.path.is_file() or list(options.path.glob("data/probes-*.parquet")):
         return check(options.path)
     faults = checked = 0
     for name, steps in list_runs(options.path).items():

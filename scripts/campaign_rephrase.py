@@ -131,6 +131,8 @@ def without_initial(path: Path) -> list[object]:
     for record in records:
         record["responses"].pop("initial", None)
         record["meta"].pop("initial_model", None)
+        record["meta"]["sources"].pop("initial", None)
+        record["meta"].get("missing", {}).pop("initial", None)
     return records
 
 

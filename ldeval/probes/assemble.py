@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldeval.probes.corpus import Donor, Entry
+from ldeval.probes.corpus import Corpus, Donor, Entry
 from ldeval.probes.lengths import LengthBand, match_length
 from ldeval.probes.perturb import (
     SentencePool,
@@ -21,7 +21,12 @@ from ldeval.probes.perturb import (
     permute_words,
 )
 from ldeval.probes.rephrase import Outcome
-from ldeval.probes.surface import leading_space, matched_form, until_next_turn
+from ldeval.probes.surface import (
+    leading_space,
+    matched_form,
+    until_next_turn,
+    without_ending,
+)
 from ldeval.probes.tokens import TokenCounter
 from ldeval.records import KIND_BY_NAME, KIND_NAMES, Probe, Response
 
@@ -68,7 +73,7 @@ class Assembler:
     rule_format: bool = False
     tally: AssemblyTally = field(default_factory=AssemblyTally)
 
-    def assemble(self, entry: Entry, extras: Extras) -> Probe:
+    def assemble(self, entry: Entry, extras: Extras, corpus: Corpus) -> Probe:
         """The probe, with the reasons for what it lacks in ``meta.missing``."""
         draft = _Draft(entry, self)
         example = entry.example
@@ -80,20 +85,32 @@ class Assembler:
             ("irrelevant_train", entry.irrelevant_train),
             ("irrelevant_test", entry.irrelevant_test),
         ):
-            self._irrelevant(draft, kind, donor)
+            self._irrelevant(draft, kind, donor, corpus)
         self._written(draft, extras)
         self._initial(draft, extras.initial)
         self._shuffled(draft, entry)
         return self._finished(draft, entry, extras)
 
-    def _irrelevant(self, draft: _Draft, kind: str, donor: Donor | None) -> None:
+    def _irrelevant(
+        self, draft: _Draft, kind: str, donor: Donor | None, corpus: Corpus
+    ) -> None:
+        of_trained = kind == "irrelevant_train"
         if donor is None:
-            split = "trained" if kind == "irrelevant_train" else "held-out"
+            split = "trained" if of_trained else "held-out"
             draft.missing[kind] = f"no {split} text is left for it"
-        elif donor.text.strip() == draft.entry.example.chosen.strip():
-            draft.missing[kind] = "the text drawn is its own"
-        else:
-            draft.offer(kind, donor.text, donor.name)
+            return
+        draft.offer(kind, donor.text, donor.name)
+        text = draft.texts.get(kind)
+        if text is None:
+            return
+        cut = text.strip() != without_ending(donor.text).strip()
+        within = of_trained == draft.entry.trained
+        if text.strip() == draft.texts["chosen"].strip():
+            draft.withdraw(kind, "the text drawn is its own")
+        elif cut and not of_trained and corpus.is_trained_chosen(text):
+            draft.withdraw(kind, "cut, it is a trained prompt's chosen")
+        elif cut and within and not corpus.claim(f"{kind}/{of_trained}/{text.strip()}"):
+            draft.withdraw(kind, "cut, it is another probe's")
 
     def _written(self, draft: _Draft, extras: Extras) -> None:
         """Rephrases and the random sentence; rules and a pool where no model was
@@ -204,6 +221,11 @@ class _Draft:
             formed = fitting
         self.texts[kind] = formed
         self.sources[kind] = source
+
+    def withdraw(self, kind: str, reason: str) -> None:
+        """Take a response back."""
+        del self.texts[kind], self.sources[kind]
+        self.missing[kind] = reason
 
     def _fitting(self, kind: str, text: str, band: LengthBand) -> str | None:
         base = KIND_BY_NAME[kind].rephrase_of or "chosen"

@@ -241,7 +241,7 @@ class Build:
                     if self._status is not None:
                         bar.set_postfix_str(self._status(), refresh=False)
                     yield self._assembler.assemble(
-                        entry, Extras(outcomes, model, initial)
+                        entry, Extras(outcomes, model, initial), corpus
                     )
                     bar.update()
 

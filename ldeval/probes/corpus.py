@@ -365,6 +365,14 @@ class Corpus:
             self._db.execute("INSERT INTO deal VALUES (?, ?, ?)", (kind, taker, text))
         return dealt
 
+    def is_trained_chosen(self, text: str) -> bool:
+        """Whether a text is the chosen response of a trained prompt."""
+        found = self._db.execute(
+            "SELECT 1 FROM example WHERE chosen_key = ? AND trained LIMIT 1",
+            (text_key(text.strip()),),
+        )
+        return found.fetchone() is not None
+
     def claim(self, text: str) -> bool:
         """Take a text for one probe; False where another has it already."""
         done = self._db.execute(
