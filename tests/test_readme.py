@@ -8,6 +8,7 @@ or need vLLM: the demo and the test command run in CI and by hand, vLLM in
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -37,6 +38,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(made / "run", folder / "runs" / "sft")
     shutil.copytree(made / "run" / "checkpoint-10", folder / "runs/dpo/checkpoint-5")
     shutil.copytree(ROOT / "scripts", folder / "scripts")
+    pairs = [
+        {
+            "prompt": f"Question {n}?",
+            "chosen": f"The answer to {n} is long enough, I think, to be told apart.",
+            "rejected": f"Nobody knows the answer to question {n}, or ever will.",
+        }
+        for n in range(150)
+    ]
+    lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    (folder / "preferences.jsonl").write_text(lines)
     return folder
 
 
