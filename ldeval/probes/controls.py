@@ -16,6 +16,8 @@ from functools import lru_cache
 
 from rapidfuzz.distance import Levenshtein
 
+from ldeval.errors import ProbeError
+
 REASONS: Mapping[str, str] = {
     "empty": "nothing came back",
     "refusal": "the model declined",
@@ -71,11 +73,14 @@ class Controls:
     """Consecutive words of the instruction that make an echo."""
 
     def __post_init__(self) -> None:
-        """Check that the band is one."""
+        """Raises:
+        ProbeError: when the length band leaves out the reference's own length.
+        """
         if not 0 < self.min_ratio <= 1 <= self.max_ratio:
-            raise ValueError(
+            raise ProbeError(
                 f"a length band from {self.min_ratio} to {self.max_ratio} of the "
-                "reference; it must hold 1"
+                "reference; it must hold 1.",
+                remedy="Give --length-band LOW HIGH, as 0.5 2.",
             )
 
 

@@ -8,8 +8,6 @@ those that would let it run and mislead.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from array import array
 from collections import Counter, defaultdict
@@ -23,18 +21,16 @@ import numpy as np
 from ldeval.errors import ProbeError
 from ldeval.probes.assemble import RULE_SOURCE
 from ldeval.probes.controls import edit_distance
-from ldeval.probes.corpus import prompt_text, text_key
-from ldeval.probes.probe_set import iter_probes, probe_to_record, read_records
+from ldeval.probes.corpus import text_key
+from ldeval.probes.standing import StandingFile, StandingProbe
 from ldeval.probes.surface import leading_space, without_ending
 from ldeval.probes.tokens import TokenCounter, token_counter
 from ldeval.records import (
     DISTANCE_BINS,
     KIND_BY_NAME,
     KIND_NAMES,
-    REFERENCE_FIELDS,
     Finding,
     KindQuality,
-    Message,
     QualityReport,
 )
 
@@ -50,110 +46,8 @@ LENGTH_BAND = 1.5
 """A kind that has so many times more, or fewer, tokens than chosen is a finding."""
 ENOUGH_PROBES = 64
 """Trained probes for verdicts worth having."""
-_SKIPPED_FIELDS = ("chosen_selfr",)
 _DERIVED = ("irrelevant_train", "irrelevant_test")
 """Kinds that are other prompts' chosen by design."""
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A probe as it stands in its file, faults included."""
-
-    probe_id: str
-    prompt: str
-    """As JSON, by which equal prompts are told."""
-    said: str
-    """The text of its prompt, all turns."""
-    trained: bool
-    texts: Mapping[str, str]
-    """May be empty texts, in a foreign format."""
-    sources: Mapping[str, str | None] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-
-class _Reading:
-    """A file, read as often as needed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.skipped_fields = 0
-        self.reference = path.is_file() and _is_reference(path)
-        self._digest = hashlib.sha256()
-
-    def __iter__(self) -> Iterator[_Seen]:
-        self.skipped_fields = 0
-        self._digest = hashlib.sha256()
-        return self._foreign() if self.reference else self._own()
-
-    @property
-    def content_hash(self) -> str:
-        """Of the probes that the last pass read."""
-        return "" if self.reference else self._digest.hexdigest()
-
-    def _own(self) -> Iterator[_Seen]:
-        for probe in iter_probes(self.path):
-            record = probe_to_record(probe)
-            record.pop("meta", None)
-            line = json.dumps(record, sort_keys=True, ensure_ascii=False)
-            self._digest.update(line.encode("utf-8") + b"\n")
-            missing = probe.meta.get("missing", {})
-            yield _Seen(
-                probe.probe_id,
-                prompt_text(probe.prompt),
-                _said(probe.prompt),
-                probe.trained,
-                {kind: r.text for kind, r in probe.responses.items()},
-                {kind: r.source for kind, r in probe.responses.items()},
-                missing if isinstance(missing, Mapping) else {},
-            )
-
-    def _foreign(self) -> Iterator[_Seen]:
-        for line, record in read_records(self.path):
-            prompt = record.get("prompt") if isinstance(record, dict) else None
-            if not isinstance(prompt, str):
-                raise ProbeError(
-                    "is missing or not text.",
-                    path=self.path,
-                    line=line,
-                    field="prompt",
-                    remedy="Is every line in the paper authors' format?",
-                )
-            self.skipped_fields += sum(name in record for name in _SKIPPED_FIELDS)
-            texts = {
-                kind: record[name]
-                for name, kind in REFERENCE_FIELDS.items()
-                if isinstance(record.get(name), str)
-            }
-            for field_name, text in {"prompt": prompt, **texts}.items():
-                self._check_text(line, field_name, text)
-            name = f"{self.path.stem}-{line:04d}"  # as 'probes import' will call it
-            yield _Seen(name, prompt_text(prompt), prompt, True, texts)
-
-    def _check_text(self, line: int, name: str, text: str) -> None:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ProbeError(
-                f"holds a lone surrogate at character {error.start}, which is no text.",
-                path=self.path,
-                line=line,
-                field=name,
-                remedy="Re-export the data as UTF-8, or replace the character.",
-            ) from None
-
-
-def _is_reference(path: Path) -> bool:
-    """Whether a file is in the paper authors' format, told from its first record."""
-    if path.suffix == ".parquet":
-        return False
-    for _, record in read_records(path):
-        foreign = set(REFERENCE_FIELDS) - set(KIND_NAMES) | set(_SKIPPED_FIELDS)
-        return (
-            isinstance(record, dict)
-            and "responses" not in record
-            and bool(foreign & set(record))
-        )
-    return False
 
 
 def check_probes(
@@ -167,7 +61,7 @@ def check_probes(
     Raises:
         ProbeError: when the file is malformed, so that nothing could be scored.
     """
-    reading = _Reading(Path(path))
+    reading = StandingFile(Path(path))
     counter = token_counter(tokenizer)
     look = _Look(counter, _Index(reading))
     for probe in reading:
@@ -190,7 +84,7 @@ def check_probes(
 class _Index:
     """Sorted hashes of all prompts and chosen responses, by split."""
 
-    def __init__(self, probes: Iterable[_Seen]) -> None:
+    def __init__(self, probes: Iterable[StandingProbe]) -> None:
         chosen = {True: array("q"), False: array("q")}
         prompts = {True: array("q"), False: array("q")}
         ids = array("q")
@@ -246,12 +140,12 @@ class _Look:
         self._found: dict[str, Counter[str]] = defaultdict(Counter)
         self._examples: dict[str, list[str]] = defaultdict(list)
 
-    def _note(self, code: str, probe: _Seen, kind: str = "") -> None:
+    def _note(self, code: str, probe: StandingProbe, kind: str = "") -> None:
         self._found[code][kind] += 1
         if len(self._examples[code]) < LISTED:
             self._examples[code].append(f"{probe.probe_id} {kind}".rstrip())
 
-    def at(self, probe: _Seen) -> None:
+    def at(self, probe: StandingProbe) -> None:
         """Look at one probe."""
         self.splits[probe.trained] += 1
         self._prompt(probe)
@@ -282,14 +176,16 @@ class _Look:
             self._alone(probe, kind, text)
         self._between(probe, texts, keys)
 
-    def _prompt(self, probe: _Seen) -> None:
+    def _prompt(self, probe: StandingProbe) -> None:
         key = text_key(probe.prompt)
         if self._index.prompts_of(key, probe.trained) > 1:
             self._note("prompt repeated", probe)
         if not probe.trained and self._index.prompts_of(key, True):
             self._note("held-out prompt trained", probe)
 
-    def _beside_chosen(self, probe: _Seen, kind: str, text: str, chosen: str) -> None:
+    def _beside_chosen(
+        self, probe: StandingProbe, kind: str, text: str, chosen: str
+    ) -> None:
         """Form and distance, against the probe's own chosen response."""
         if leading_space(text) != leading_space(chosen):
             self._note("leading whitespace", probe, kind)
@@ -300,7 +196,9 @@ class _Look:
         look.distance_sum += distance
         look.distances[min(int(distance * DISTANCE_BINS), DISTANCE_BINS - 1)] += 1
 
-    def _duplicates(self, probe: _Seen, kind: str, keys: Mapping[str, int]) -> None:
+    def _duplicates(
+        self, probe: StandingProbe, kind: str, keys: Mapping[str, int]
+    ) -> None:
         """Texts that are some chosen response, and should not be."""
         trained = self._index.chosen_of(keys[kind], True)
         heldout = self._index.chosen_of(keys[kind], False)
@@ -311,7 +209,7 @@ class _Look:
         elif kind not in _DERIVED and trained + heldout:
             self._note("another probe's chosen", probe, kind)
 
-    def _alone(self, probe: _Seen, kind: str, text: str) -> None:
+    def _alone(self, probe: StandingProbe, kind: str, text: str) -> None:
         body = text.strip()
         if len(body) >= LONG_ENOUGH and body in probe.said:
             self._note("in its own prompt", probe, kind)
@@ -321,7 +219,7 @@ class _Look:
             self._note("made by a rule", probe, kind)
 
     def _between(
-        self, probe: _Seen, texts: Mapping[str, str], keys: Mapping[str, int]
+        self, probe: StandingProbe, texts: Mapping[str, str], keys: Mapping[str, int]
     ) -> None:
         """Between the kinds of one probe, chosen aside."""
         seen: dict[int, str] = {}
@@ -417,12 +315,6 @@ FINDINGS = (
     "few probes",
 )
 """The codes of findings, the gravest first."""
-
-
-def _said(prompt: str | tuple[Message, ...]) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(message["content"] for message in prompt)
 
 
 def _ending(text: str) -> str:

@@ -172,8 +172,7 @@ def _check_template(path: Path, name: str, source: str, variable: str) -> None:
 
 
 class Rephraser:
-    """Asks for the rephrased kinds of many probes at once. A context manager by
-    :meth:`close`."""
+    """Asks for the rephrased kinds of many probes at once; :meth:`close` it."""
 
     def __init__(
         self,

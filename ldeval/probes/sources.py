@@ -65,7 +65,7 @@ def read_rows(source: str | Path, *, split: str = "train") -> Iterator[Row | Bad
         yield from _saved(path, split)
     elif path.is_dir():
         yield from _folder(path)
-    elif str(source).count("/") <= 1 and not path.suffix:
+    elif str(source).count("/") <= 1 and _reader(path) is None:
         yield from _named(str(source), split)
     else:
         raise ProbeError(

@@ -103,6 +103,17 @@ def _derive(
 
 
 def read_sentences(path: Path) -> list[str]:
-    """One sentence a line; empty lines are skipped."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """One sentence a line; empty lines are skipped.
+
+    Raises:
+        ProbeError: when the file cannot be read as UTF-8 text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbeError(
+            f"cannot be read ({error}).",
+            path=path,
+            remedy="Give a text file in UTF-8, one sentence a line.",
+        ) from error
     return [line.strip() for line in lines if line.strip()]

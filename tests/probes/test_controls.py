@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
+from ldeval.errors import ProbeError
 from ldeval.probes.controls import (
     REASONS,
     Controls,
@@ -144,5 +145,5 @@ def test_loops_without_spaces_are_seen() -> None:
 
 
 def test_a_band_that_leaves_out_the_reference_is_refused() -> None:
-    with pytest.raises(ValueError, match="it must hold 1"):
+    with pytest.raises(ProbeError, match="it must hold 1"):
         Controls(min_ratio=1.2, max_ratio=2)
