@@ -17,10 +17,10 @@ import torch
 from tqdm import tqdm
 
 from ldeval.checkpoints import check_weights, describe_checkpoint, weights_hash
-from ldeval.errors import UnsupportedBackendError
+from ldeval.errors import CheckpointError, UnsupportedBackendError
 from ldeval.records import Checkpoint, Probe, Response
 from ldeval.scoring.encode import as_messages, tokenizer_codec
-from ldeval.scoring.models import model_source
+from ldeval.scoring.models import start_model
 
 TEMPERATURE = 0.7
 MAX_NEW_TOKENS = 64
@@ -235,10 +235,15 @@ class _Harness:
             )
         from transformers import AutoTokenizer
 
+        for name in ("pretrained", "peft", "lora_local_path"):
+            if name in model_args:
+                raise CheckpointError(
+                    f"--initial-args holds {name}={model_args[name]}, but "
+                    f"--initial-model names the checkpoint, {model}. Leave it out."
+                )
         # a server's name for the model need not be one that holds a tokenizer
-        arguments = {"tokenizer": model, **model_args}
-        source = model_source(backend, arguments, base=None)
-        self._lm = source.restart(Checkpoint(model, 0))
+        arguments = {"pretrained": model, "tokenizer": model, **model_args}
+        self._lm = start_model(backend, arguments, Checkpoint(model, 0))
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._temperature = temperature
         self._limit = limit

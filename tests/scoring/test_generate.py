@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ldeval.errors import UnsupportedBackendError
+from ldeval.errors import CheckpointError, UnsupportedBackendError
 from ldeval.probes import parse_probe
 from ldeval.records import Probe
 from ldeval.scoring.encode import as_messages
@@ -101,3 +101,8 @@ def test_a_model_without_a_template_goes_on_from_the_text(tmp_path: Path) -> Non
 def test_a_backend_that_takes_messages_is_refused(model: str) -> None:
     with pytest.raises(UnsupportedBackendError, match="local-completions"):
         InitialSampler(model, backend="local-chat-completions")
+
+
+def test_arguments_that_name_another_checkpoint_are_refused(model: str) -> None:
+    with pytest.raises(CheckpointError, match="Leave it out"):
+        InitialSampler(model, model_args={"pretrained": "other"})
