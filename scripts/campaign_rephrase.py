@@ -92,7 +92,8 @@ def chats_answered(url: str) -> int:
     """Chat completions that the server has answered since it started."""
     with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics") as answer:
         text = answer.read().decode()
-    pattern = r'http_requests_total\{handler="/v1/chat/completions".*\} ([\d.e+]+)'
+    answered = r'handler="/v1/chat/completions".*status="2xx"'
+    pattern = rf"http_requests_total\{{{answered}\}} ([\d.e+]+)"
     return sum(int(float(count)) for count in re.findall(pattern, text))
 
 

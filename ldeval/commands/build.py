@@ -118,6 +118,11 @@ def _add_rephraser(group: Any) -> None:
     group.add_argument(
         "--tries", type=_positive, default=3, help="answers asked for (3) a response"
     )
+    group.add_argument(
+        "--retry-refused",
+        action="store_true",
+        help="ask again what the endpoint refused (status 400) in an earlier run",
+    )
     group.add_argument("--temperature", type=float, default=0.7)
     group.add_argument("--min-distance", type=float, default=0.1)
     group.add_argument(
@@ -279,6 +284,7 @@ def _rephraser(options: argparse.Namespace, cache: AnswerCache) -> Rephraser:
     settings = RephraseSettings(
         seed=options.seed,
         tries=options.tries,
+        retry_refused=options.retry_refused,
         temperature=options.temperature,
         controls=Controls(
             min_distance=options.min_distance, min_ratio=low, max_ratio=high

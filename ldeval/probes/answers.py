@@ -32,6 +32,8 @@ class Answer:
     prompt_tokens: int
     """As the endpoint counts; 0 where it does not say."""
     completion_tokens: int
+    refused: bool = False
+    """Whether the endpoint refused the request itself (too long, say): no text."""
 
 
 def request_key(request: Mapping[str, Any]) -> str:
@@ -63,7 +65,8 @@ class AnswerCache:
                 PRAGMA synchronous = NORMAL;
                 CREATE TABLE IF NOT EXISTS answer (
                     key TEXT PRIMARY KEY, text TEXT, finished INTEGER,
-                    prompt_tokens INTEGER, completion_tokens INTEGER) WITHOUT ROWID;
+                    prompt_tokens INTEGER, completion_tokens INTEGER,
+                    refused INTEGER) WITHOUT ROWID;
                 CREATE TABLE IF NOT EXISTS vector (
                     key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
                 """
@@ -95,24 +98,30 @@ class AnswerCache:
         """The answer to a request, if it was ever given."""
         with self._lock:
             row = self._db.execute(
-                "SELECT text, finished, prompt_tokens, completion_tokens FROM answer "
-                "WHERE key = ?",
+                "SELECT text, finished, prompt_tokens, completion_tokens, refused "
+                "FROM answer WHERE key = ?",
                 (key,),
             ).fetchone()
             self.hits += row is not None
-        return None if row is None else Answer(row[0], bool(row[1]), row[2], row[3])
+        if row is None:
+            return None
+        return Answer(row[0], bool(row[1]), row[2], row[3], bool(row[4]))
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer."""
+        """Keep an answer; it takes the place of a refusal, and of nothing else."""
         values = (
             key,
             answer.text.encode("utf-8", "replace").decode(),
             answer.finished,
             answer.prompt_tokens,
             answer.completion_tokens,
+            answer.refused,
         )
         with self._lock:
-            self._db.execute("INSERT OR IGNORE INTO answer VALUES (?,?,?,?,?)", values)
+            self._db.execute("DELETE FROM answer WHERE key = ? AND refused", (key,))
+            self._db.execute(
+                "INSERT OR IGNORE INTO answer VALUES (?,?,?,?,?,?)", values
+            )
 
     def vector(self, key: str) -> Sequence[float] | None:
         """A stored embedding."""

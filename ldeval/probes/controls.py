@@ -28,6 +28,7 @@ REASONS: Mapping[str, str] = {
     "loop": "it repeats itself",
     "cut off": "the token limit cut it off",
     "duplicate": "another probe has the same text",
+    "refused": "the endpoint refused the request itself, as too long, say",
     "no answer": "the endpoint gave no answer",
 }
 """Why an answer is rejected: the name that is counted, and what it means."""
@@ -50,6 +51,9 @@ _PREFACE = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+")
+_SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff"
+_UNIT = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
+"""A word; Chinese, Japanese, Thai and Lao by the character."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def fault(
         return "echo"
     if not finished:
         return "cut off"
-    count = len(answer.split())
+    count = word_count(answer)
     low, high = controls.min_ratio * words, controls.max_ratio * words
     if not low <= count <= high and abs(count - words) > controls.slack_words:
         return "length"
@@ -146,6 +150,11 @@ def _echoes(answer: str, reference: str, instruction: str, size: int) -> bool:
             return True
     told = _grams(_words(instruction), size) - _grams(_words(reference), size)
     return bool(told & _grams(_words(answer), size))
+
+
+def word_count(text: str) -> int:
+    """Words between spaces; each character of a script that sets none counts as one."""
+    return len(_UNIT.findall(text))
 
 
 def _words(text: str) -> list[str]:

@@ -19,6 +19,8 @@ from ldeval.probes.answers import Answer
 
 FAILURES_IN_A_ROW = 20
 """Requests that fail one after the other before the endpoint is given up."""
+REFUSALS = (400, 413, 422)
+"""Status codes by which an endpoint refuses a request for what it holds."""
 MALFORMED_TRIES = 3
 """How often an answer that cannot be read is asked for again."""
 
@@ -60,6 +62,10 @@ class Usage:
 
 class NoAnswerError(Exception):
     """One request stays without an answer; the others go on. Never leaves probes."""
+
+
+class RefusedError(NoAnswerError):
+    """The endpoint refuses this very request, and would again: too long, say."""
 
 
 class _Pace:
@@ -204,7 +210,11 @@ class Endpoint:
                 f"knows no model {self.settings.model!r} at this address ({error})"
             ) from error
         except openai.APIStatusError as error:
-            raise self._failure(f"status {error.status_code}: {error}") from error
+            reason = f"status {error.status_code}: {error}"
+            failure = self._failure(reason)
+            if error.status_code in REFUSALS and isinstance(failure, NoAnswerError):
+                failure = RefusedError(reason)
+            raise failure from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise self._failure(f"{type(cause).__name__}: {cause}") from error
@@ -255,5 +265,5 @@ def _answer(response: Any) -> Answer | None:
         return None
     usage = getattr(response, "usage", None)
     tokens = [getattr(usage, f"{side}_tokens", 0) for side in ("prompt", "completion")]
-    counted = [n if isinstance(n, int) else 0 for n in tokens]
-    return Answer(text, finish != "length", *counted)
+    prompt, completion = (n if isinstance(n, int) else 0 for n in tokens)
+    return Answer(text, finish != "length", prompt, completion)

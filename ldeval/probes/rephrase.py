@@ -25,9 +25,9 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from ldeval.errors import ProbeError
 from ldeval.probes.answers import Answer, AnswerCache, request_key
-from ldeval.probes.controls import Controls, cleaned, fault
+from ldeval.probes.controls import Controls, cleaned, fault, word_count
 from ldeval.probes.corpus import Entry, text_key
-from ldeval.probes.endpoint import Endpoint, NoAnswerError
+from ldeval.probes.endpoint import Endpoint, NoAnswerError, RefusedError
 from ldeval.records import KIND_BY_NAME
 
 REPHRASED_KINDS = (
@@ -78,6 +78,8 @@ class RephraseSettings:
     seed: int = 0
     tries: int = 3
     """Answers asked for, at most, for one response."""
+    retry_refused: bool = False
+    """Ask again what the endpoint refused in an earlier run."""
     temperature: float = 0.7
     top_p: float = 1.0
     kinds: tuple[str, ...] = REPHRASED_KINDS
@@ -265,12 +267,14 @@ class Rephraser:
             tried, rejected: what was asked before, where this goes on.
         """
         reference = self._reference(kind, entry)
-        words = len(reference.split())
+        words = word_count(reference)
         request = self._messages(kind, reference, words)
         bare = self._messages(kind, "", words)[-1]["content"]
         for attempt in range(tried, self.settings.tries):
             try:
                 answer = self._answer(kind, entry, request, attempt, words)
+            except RefusedError:
+                return Outcome(kind, None, (*rejected, "refused"), attempt + 1)
             except NoAnswerError:
                 return Outcome(kind, None, (*rejected, "no answer"), attempt + 1)
             text = cleaned(answer.text, reference)
@@ -319,15 +323,21 @@ class Rephraser:
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "seed": drawn % 2**31,
-            "max_tokens": 32 + math.ceil(3 * words * settings.controls.max_ratio),
+            "max_tokens": 32 + math.ceil(1.5 * words * settings.controls.max_ratio),
         }
         model = self.endpoint.settings.model
         key = request_key({"model": model, "messages": list(messages), **sampling})
         with self._in_flight(key):
             answer = self._cache.get(key)
-            if answer is None:
-                answer = self.endpoint.complete(messages, sampling)
+            if answer is None or (answer.refused and settings.retry_refused):
+                try:
+                    answer = self.endpoint.complete(messages, sampling)
+                except RefusedError:
+                    self._cache.put(key, Answer("", True, 0, 0, refused=True))
+                    raise
                 self._cache.put(key, answer)
+        if answer.refused:
+            raise RefusedError("refused in an earlier run")
         return answer
 
     @contextmanager

@@ -16,6 +16,7 @@ from ldeval.probes.controls import (
     fault,
     other_script_share,
     repeated_share,
+    word_count,
 )
 from ldeval.probes.rephrase import Instructions
 
@@ -30,7 +31,7 @@ def verdict(
         answer,
         reference=reference,
         instruction=TOLD,
-        words=len(reference.split()),
+        words=word_count(reference),
         finished=finished,
         controls=Controls(),
     )
@@ -83,6 +84,15 @@ def test_a_good_rephrase_has_no_fault(answer: str) -> None:
 def test_each_rule_catches_its_case(answer: str, reason: str) -> None:
     assert verdict(answer) == reason
     assert reason in REASONS
+
+
+def test_words_are_counted_by_the_character_where_no_spaces_are_set() -> None:
+    assert word_count("It is, as they say, so.") == 6
+    assert word_count("今天天气很好") == 6
+    assert word_count("私はPythonを書く。") == 7
+    long = "委员会在星期五开会讨论了老城区的新图书馆"
+    assert verdict("开会了。", long) == "length"
+    assert verdict("周五，委员们聚在一起，谈了谈城里要建的书馆。", long) is None
 
 
 def test_an_answer_that_was_cut_off_is_named_so() -> None:

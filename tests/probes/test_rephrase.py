@@ -354,9 +354,28 @@ def test_requests_without_a_usable_answer_are_counted_and_the_rest_goes_on(
         made, rephraser = build(
             tmp_path, server.url, ROWS, retries=1, concurrency=1, timeout=10
         )
-    assert left_out(rephraser) == {"no answer": 4}
-    assert made.report.to_record()["missing"]["chosen_semantic"] == {"no answer": 1}
+    reason = "refused" if reply is refused else "no answer"
+    assert left_out(rephraser) == {reason: 4}
+    assert made.report.to_record()["missing"]["chosen_semantic"] == {reason: 1}
     assert len(read_lines(tmp_path / "out.jsonl")) == 10
+
+
+def test_a_refusal_is_kept_until_it_is_to_be_asked_again(tmp_path: Path) -> None:
+    def partly(handler: Handler, body: dict[str, Any]) -> None:
+        (refused if "numbera" in told(body) else good)(handler, body)
+
+    with serving(partly) as server:
+        build(tmp_path, server.url)
+    # nobody is there, and nobody is asked
+    _, kept = build(tmp_path, "http://127.0.0.1:9/v1", name="again.jsonl")
+    assert left_out(kept) == {"refused": 4}
+    first = (tmp_path / "out.jsonl").read_bytes()
+    assert first == (tmp_path / "again.jsonl").read_bytes()
+    settings = RephraseSettings(retry_refused=True)
+    with serving(good) as server:
+        _, rephraser = build(tmp_path, server.url, settings=settings)
+        assert len(server.asked) == 4
+    assert not left_out(rephraser)
 
 
 def read_lines(path: Path) -> list[str]:
