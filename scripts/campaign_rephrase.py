@@ -103,7 +103,12 @@ def kept(cache: Path) -> set[str]:
         return set()
     try:
         with contextlib.closing(sqlite3.connect(cache, timeout=30)) as database:
-            return {key for (key,) in database.execute("SELECT key FROM answer")}
+            return {
+                key
+                for (key,) in database.execute(
+                    "SELECT key FROM answer WHERE NOT refused"
+                )
+            }
     except sqlite3.OperationalError:  # the build is just making the table
         return set()
 
