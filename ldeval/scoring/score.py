@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any, Literal, cast
 
@@ -22,6 +22,7 @@ from ldeval.scoring import fallback
 from ldeval.scoring.batch import ScoreRequest
 from ldeval.scoring.encode import (
     EncodedProbe,
+    TextCodec,
     as_messages,
     codec_of,
     encode_probe,
@@ -47,6 +48,8 @@ class Backend:
     tokenizer_hash: str
     template_hash: str | None
     """Hash of the tokenizer's template, used or not; None where it has none."""
+    codec: TextCodec | None = field(default=None, repr=False, compare=False)
+    """How text becomes tokens; None in the text tier."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def _backend(
         versions=versions,
         tokenizer_hash="unknown" if codec is None else codec.tokenizer_hash,
         template_hash=None if codec is None else codec.template_hash,
+        codec=codec,
     )
 
 
@@ -213,6 +217,7 @@ def score_probes(
         span=span,
         apply_chat_template=apply_chat_template,
         system_instruction=system_instruction,
+        codec=backend.codec,
     )
     requests = list(score_requests(encoded, wanted, reference or {}))
     scores, how = _run(lm, backend, requests, top_k, tokens, progress)
@@ -291,9 +296,15 @@ def encode_probes(
     span: Span,
     apply_chat_template: bool,
     system_instruction: str | None,
+    codec: TextCodec | None = None,
 ) -> list[EncodedProbe]:
-    """Tokenize probes with a model's own tokenizer, template and length limit."""
-    codec = codec_of(lm)
+    """Tokenize probes with a model's own tokenizer, template and length limit.
+
+    Args:
+        codec: the model's own, where it is at hand: a large vocabulary takes a while
+            to hash.
+    """
+    codec = codec or codec_of(lm)
     if _is_local_vllm(lm):
         from ldeval.scoring import vllm
 
