@@ -9,7 +9,6 @@ listens on the loopback address alone, under a key made for the run.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import logging
 import os
@@ -25,7 +24,12 @@ from typing import Any
 
 import requests
 
-from ldeval.errors import CheckpointError, MissingExtraError, UnsupportedBackendError
+from ldeval.errors import (
+    CheckpointError,
+    MissingExtraError,
+    ScoringError,
+    UnsupportedBackendError,
+)
 from ldeval.records import Checkpoint
 from ldeval.scoring.models import lend_tokenizer, start_model
 from ldeval.scoring.served import ServerFacts
@@ -66,7 +70,6 @@ class ServedVllm(VllmEngine):
     """One server for all checkpoints of a run; arguments as :class:`VllmEngine`."""
 
     _server: VllmServer | None = None
-    _numbers = itertools.count(1)
 
     def open(self, checkpoint: Checkpoint) -> Any:
         """A ``local-completions`` model whose server computes with this checkpoint."""
@@ -128,12 +131,12 @@ class ServedVllm(VllmEngine):
     def _load(self, adapter: Checkpoint, folder: str) -> Any:
         assert self._server is not None
         check_targets(adapter)
-        name = f"{Path(folder).name}-{next(self._numbers)}"
+        name = f"{Path(folder).name}-{secrets.token_hex(4)}"  # never used twice
         try:
             self._server.post(
                 "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}
             )
-        except requests.RequestException as error:
+        except ScoringError as error:
             raise CheckpointError(
                 f"{adapter.path}: vLLM does not take this adapter ({error}). Score the "
                 "run with --model hf, or merge the adapter into its base."
@@ -227,14 +230,20 @@ class VllmServer:
         """Post to the server.
 
         Raises:
-            requests.RequestException: with the server's own words.
+            ScoringError: with the server's own words.
         """
-        answer = self._session.post(
-            self.address + path, json=body, timeout=CONTROL_LIMIT
-        )
+        try:
+            answer = self._session.post(
+                self.address + path, json=body, timeout=CONTROL_LIMIT
+            )
+        except requests.RequestException as error:
+            last = self._process.last_lines(LOG_LINES)
+            raise ScoringError(
+                f"vllm serve, {path}: {error}. Its last words:\n{last}"
+            ) from error
         if not answer.ok:
-            raise requests.HTTPError(
-                f"{path}: {answer.status_code} {answer.text[:500]}"
+            raise ScoringError(
+                f"vllm serve, {path}: {answer.status_code} {answer.text[:500]}"
             )
         return answer
 

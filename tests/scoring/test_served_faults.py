@@ -294,7 +294,7 @@ def test_a_server_that_is_not_there_is_named(
     server: CompletionsServer, tiny: Path, probes: ProbeSet
 ) -> None:
     lm = client(server, tiny, base_url="http://127.0.0.1:9/v1/completions")
-    with pytest.raises(ScoringError, match="127.0.0.1:9.*connection failed"):
+    with pytest.raises(ScoringError, match=r"127\.0\.0\.1:9.*connection failed"):
         score(lm, probes)
 
 
@@ -496,7 +496,7 @@ def test_certificates_are_verified_as_the_model_says(
     tiny: Path, probes: ProbeSet, certificate: Path
 ) -> None:
     with running(CompletionsServer(tiny, certificate)) as server:
-        with pytest.raises(ScoringError, match="connection failed.*certificate"):
+        with pytest.raises(ScoringError, match=r"connection failed.*certificate"):
             score(client(server, tiny, max_retries=1), probes)
         for trusted in (
             {"verify_certificate": False},
