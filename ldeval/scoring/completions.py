@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
+from requests.utils import get_environ_proxies, select_proxy
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -37,6 +38,7 @@ T = TypeVar("T")
 EXCERPT = 300
 """Characters of an answer that a message shows."""
 _TRANSIENT = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _CANNOT = (
     HTTPStatus.BAD_REQUEST,
@@ -95,6 +97,7 @@ class Connection:
         self._secrets = _secrets(self._header, url)
         self._timeout = int(lm.timeout)
         self._attempts = max(1, int(lm.max_retries))
+        self._proxy = _proxy(url)
         self._ssl = _verification(lm.verify_certificate, lm.ca_cert_path)
         self._session: aiohttp.ClientSession | None = None
         self.retried = 0
@@ -150,7 +153,9 @@ class Connection:
     async def _once(self, payload: Mapping[str, Any]) -> bytes:
         assert self._session is not None, "used outside async with"
         try:
-            async with self._session.post(self._url, json=payload) as response:
+            async with self._session.post(
+                self._url, json=payload, proxy=self._proxy
+            ) as response:
                 body = await response.read()
                 status, after = response.status, response.headers.get("Retry-After")
         except TimeoutError as error:
@@ -224,6 +229,13 @@ def _secrets(header: Mapping[str, str], url: str) -> list[str]:
         found |= {value, *value.split()}
     found -= {"Bearer", "Basic", "application/json"}
     return sorted((text for text in found if len(text) > 3), key=len, reverse=True)
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for an address, as the harness takes it."""
+    if urlsplit(url).hostname in _LOOPBACK:
+        return None
+    return select_proxy(url, get_environ_proxies(url))
 
 
 def _verification(verify: Any, ca_path: str | None) -> ssl.SSLContext | bool:

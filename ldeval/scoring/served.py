@@ -15,6 +15,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -348,10 +349,14 @@ def _read_row(request: ScoreRequest, row: Any, at: int, top_k: int) -> _Row:
             f"{label}, which was sent"
         )
     top = entries[:top_k]
-    if len(top) < top_k:
+    if [rank for rank, _, _ in top] != list(range(1, top_k + 1)):
         raise ScoringError(
-            f"{place}: the server returned {len(top)} log-probabilities of {top_k}"
+            f"{place}: the {top_k} most probable tokens were asked for, the server "
+            f"returned those of ranks {[rank for rank, _, _ in entries]}"
         )
+    values = [logprob for _, _, logprob in entries]
+    if any(after > before for before, after in pairwise(values)):
+        raise ScoringError(f"{place}: the server's ranks are not those of its values")
     mass = math.fsum(math.exp(min(logprob, 1.0)) for _, _, logprob in top)
     if not mass <= 1.01:
         raise ScoringError(

@@ -3,7 +3,8 @@
 It goes through the checkpoints as the engine in this process does
 (:mod:`vllm_engine`), over HTTP: weights are swapped in place through the server's
 development endpoint, LoRA adapters are loaded and unloaded through its own. The server
-listens on the loopback address alone, under a key made for the run.
+listens on the loopback address alone, under a key made for the run; vLLM does not ask
+for it at the development endpoints, which other users of the machine could reach.
 """
 
 from __future__ import annotations
@@ -205,8 +206,11 @@ class VllmServer:
             },
             Path(self._folder.name) / "log",
         )
+        self.ready = False
+        """Whether it has answered, and was not stopped."""
         try:
             self._wait(checkpoint, limit)
+            self.ready = True
         except BaseException:  # an interrupt too must leave no server behind
             self.stop()
             raise
@@ -249,6 +253,10 @@ class VllmServer:
 
     def stop(self) -> None:
         """End the server; safe to call again."""
+        if self._process.status is not None and self.ready:
+            last = self._process.last_lines(LOG_LINES)
+            log.error("vllm serve ended by itself. Its last words:\n%s", last)
+        self.ready = False
         self._process.stop()
         self._session.close()
         self._folder.cleanup()

@@ -222,8 +222,9 @@ def test_minus_infinity_comes_back_from_what_json_can_hold(
 ) -> None:
     def clamp(handler: Handler, answer: dict[str, Any]) -> None:
         rows = answer["choices"][0]["prompt_logprobs"]
-        (worst,) = [e for e in rows[-1].values() if e["rank"] == TOP_K]
-        worst["logprob"] = served.CLAMPED
+        for entry in rows[-1].values():
+            if entry["rank"] >= TOP_K:
+                entry["logprob"] = served.CLAMPED
         handler.reply(200, answer)
 
     server.faults = [clamp]
@@ -324,6 +325,12 @@ def every_logprob(value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def swapped_ranks(choice: dict[str, Any]) -> None:
+    for entry in choice["prompt_logprobs"][-1].values():
+        if entry["rank"] <= 2:
+            entry["rank"] = 3 - entry["rank"]
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -344,10 +351,11 @@ def every_logprob(value: Any) -> Callable[[dict[str, Any]], None]:
         (changed(every_logprob(None)), "no log-probabilities but"),
         (changed(every_logprob("-1.5")), "no log-probabilities but"),
         (changed(every_logprob(float("nan"))), "not log-probabilities"),
+        (changed(swapped_ranks), "ranks are not those of its values"),
         (changed(every_logprob(-0.01)), "not log-probabilities: .* sum to"),
         (
             changed(lambda c: c["prompt_logprobs"][-1].popitem()),
-            rf"returned {TOP_K - 1} log-probabilities of {TOP_K}|which was sent",
+            r"returned those of ranks|which was sent",
         ),
         (says(401, {"error": "who?"}), "refuses with 401: .*OPENAI_API_KEY"),
         (says(404, {}), "refuses with 404: .*/v1/completions"),
