@@ -74,7 +74,8 @@ def watch(command: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)  # only the pipe says when to stop
 
     def stop_with_parent() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # unbuffered: nothing is locked when the watcher ends
+            pass
         _signal_group(child.pid, signal.SIGTERM)
 
         def kill() -> None:
