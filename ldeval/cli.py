@@ -206,7 +206,12 @@ def _sweep_command(commands: Any) -> None:
         help="the model that 'initial' responses must come from, where the run's base "
         "is itself fine-tuned (default: --base)",
     )
-    command.add_argument("--model", default="hf", help="harness model type")
+    command.add_argument("--model", help="harness model type (default: hf)")
+    command.add_argument(
+        "--serve",
+        action="store_true",
+        help="start vLLM's server for this run and score through it (--model vllm)",
+    )
     command.add_argument("--model_args", default="", help="as in lm_eval")
     command.add_argument("--apply_chat_template", action="store_true")
     command.add_argument("--system_instruction")
@@ -246,7 +251,8 @@ def _sweep(options: argparse.Namespace) -> int:
         probes=probes,
         store=options.store,
         run=options.run or options.run_dir.resolve().name,
-        model=options.model,
+        model=options.model or ("vllm" if options.serve else "hf"),
+        serve=options.serve,
         model_args=simple_parse_args_string(options.model_args),
         span=options.span,
         apply_chat_template=options.apply_chat_template,

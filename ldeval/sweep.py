@@ -97,6 +97,8 @@ class SweepSettings:
     run: str
     model: str = "hf"
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    serve: bool = False
+    """Let a ``vllm serve`` of the run's own compute (model ``vllm``)."""
     span: Span = "trl"
     apply_chat_template: bool = False
     system_instruction: str | None = None
@@ -156,6 +158,7 @@ def sweep_stages(
         settings.model_args,
         base=settings.base,
         checkpoints=[found for run in runs for found in find_checkpoints(run)],
+        serve=settings.serve,
     )
     try:
         for number, run in enumerate(runs):
@@ -227,6 +230,7 @@ class Sweep:
             "system_instruction": settings.system_instruction,
             "top_k": settings.top_k,
             "origin_weights": self._origin,
+            **({"serve": True} if settings.serve else {}),
         }
         self._scored: list[int] = []
         self._kept: list[int] = []

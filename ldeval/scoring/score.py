@@ -40,7 +40,7 @@ class Backend:
     """How one model is scored; one row of a table stands on one of these."""
 
     name: str
-    """``hf``, ``vllm``, or the class name of the model."""
+    """``hf``, ``vllm``, ``served``, or the class name of the model."""
     tier: Tier
     dtype: str
     vocab_size: int | None
@@ -104,6 +104,15 @@ def backend_of(lm: Any) -> Backend:
         config = lm.model.llm_engine.model_config
         dtype, width = str(config.dtype), int(config.get_vocab_size())
         return _backend(lm, "vllm", "native", dtype, width, ["vllm", "torch"])
+    if _is_completions(lm):
+        from ldeval.scoring import served
+
+        served.check_settings(lm)
+        if served.ability(lm) == "echo":
+            return _backend(lm, type(lm).__name__, "tokens", "unknown", None, [])
+        facts = served.facts_of(lm)
+        found = _backend(lm, "served", "native", facts.dtype, facts.vocab_size, [])
+        return replace(found, versions={**found.versions, **facts.versions})
     if fallback.takes_tokens(lm):
         return _backend(lm, type(lm).__name__, "tokens", "unknown", None, [])
     return _backend(lm, type(lm).__name__, "text", "unknown", None, [])
@@ -130,6 +139,19 @@ def _is_local_vllm(lm: Any) -> bool:
         _harness_class(lm, "lm_eval.models.vllm_causallms", "VLLM") is not None
         and lm.data_parallel_size <= 1
         and hasattr(lm.model, "llm_engine")
+    )
+
+
+def _is_completions(lm: Any) -> bool:
+    """Whether ``lm`` sends token ids to a completions server (chat classes do not)."""
+    base = _harness_class(
+        lm, "lm_eval.models.openai_completions", "LocalCompletionsAPI"
+    )
+    return (
+        base is not None
+        and type(lm)._create_payload is base._create_payload
+        and type(lm).tok_encode is base.tok_encode
+        and lm.tokenizer_backend in ("huggingface", "remote")
     )
 
 
@@ -393,6 +415,8 @@ def _engine(backend: Backend) -> Any:
     engine: Any
     if backend.name == "hf":
         from ldeval.scoring import hf as engine
+    elif backend.name == "served":
+        from ldeval.scoring import served as engine
     else:
         from ldeval.scoring import vllm as engine
     return engine
