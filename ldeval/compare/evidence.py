@@ -27,26 +27,25 @@ from ldeval.compare.clusters import (
 from ldeval.compare.delta import (
     NATS_PER_TOKEN,
     NO_ARGMAX,
+    NO_FROZEN,
     NO_TOKEN_SCORES,
     TOO_SHORT,
-    ResponseParts,
-    argmax_parts,
-    label_parts,
 )
+from ldeval.compare.digest import Digest, ResponseParts
 from ldeval.compare.flow import (
     BIN_NAMES,
     PROBABILITY_PER_TOKEN,
-    BinMass,
-    Bins,
     flow_terms,
+    masses_of,
 )
 from ldeval.compare.pairing import align, split_rows
 from ldeval.compare.stats import Bootstrap, Float
 from ldeval.compare.thresholds import Thresholds
-from ldeval.records import Estimate, ScoreTable, Split
+from ldeval.records import KIND_NAMES, Estimate, Split
 
 Bool = npt.NDArray[np.bool_]
 ARGMAX = "argmax:"
+FROZEN = "frozen:"
 NO_SHARED_PROMPT = "no prompt has all the kinds that are contrasted"
 
 
@@ -107,13 +106,9 @@ def widened(value: Estimate, sigma: float, window: int, quantile: float) -> Esti
 class SplitEvidence:
     """End values of one split of a run, as estimates at the verdict level."""
 
-    tables: Sequence[ScoreTable]
+    tables: Sequence[Digest]
     """[C] in order of step."""
     split: Split
-    bins: Sequence[Bins]
-    """Flow bins along chosen and rejected; empty where none were stored."""
-    masses: Sequence[Sequence[BinMass]]
-    """[kind][C] their masses."""
     bootstrap: Bootstrap
     thresholds: Thresholds
 
@@ -128,12 +123,14 @@ class SplitEvidence:
         return np.stack([align(self.tables[0], table) for table in self.tables])
 
     @cached_property
-    def _own(self) -> list[ResponseParts]:
-        return [label_parts(table) for table in self.tables]
+    def _parts(self) -> dict[str, list[ResponseParts]]:
+        columns = ("own", "argmax", "frozen")
+        return {of: [table.parts(of) for table in self.tables] for of in columns}
 
     @cached_property
-    def _argmax(self) -> list[ResponseParts]:
-        return [argmax_parts(table) for table in self.tables]
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds with a row in this split, in the order of ``KINDS``."""
+        return tuple(kind for kind in KIND_NAMES if self.mask(kind).any())
 
     def mask(self, kind: str) -> Bool:
         """[R] rows of the first table that hold ``kind`` in this split."""
@@ -146,13 +143,13 @@ class SplitEvidence:
         return cluster_labels(terms)[1] if any(map(len, terms)) else 0
 
     def series(self, kind: str, body: bool = False) -> Series:
-        """Changes of a stored kind, or of ``argmax:<kind>``, nats.
+        """Changes of a stored kind, of ``argmax:<kind>`` or ``frozen:<kind>``, nats.
 
         Args:
             body: without the first and the end token of each response.
         """
-        along = kind.removeprefix(ARGMAX)
-        parts = self._argmax if kind.startswith(ARGMAX) else self._own
+        of, _, along = kind.rpartition(":")
+        parts = self._parts[of or "own"]
         kept = np.flatnonzero(self.mask(along))
         weights = parts[0].tokens[kept]
         if body:
@@ -180,8 +177,10 @@ class SplitEvidence:
             return f"{kind} was not scored on {self.split} probes"
         if kind.startswith(ARGMAX):
             return NO_ARGMAX
+        if kind.startswith(FROZEN):
+            return NO_FROZEN
         if body:
-            scored = np.isfinite(self._own[0].first[kept]).any()
+            scored = np.isfinite(self._parts["own"][0].first[kept]).any()
             return TOO_SHORT if scored else NO_TOKEN_SCORES
         return f"{kind} has no response scored at the first and the last checkpoints"
 
@@ -202,7 +201,7 @@ class SplitEvidence:
         series = [self.series(name, body) for name in (kind, *others)]
         weights = [1.0] + [-1.0 / len(others)] * len(others)
         if all(len(part.term) for part in series):
-            series = _paired(series)
+            series = paired(series)
         return self._combine(series, weights, NATS_PER_TOKEN)
 
     @cached_property
@@ -215,7 +214,7 @@ class SplitEvidence:
         series = [self.series(kind) for kind in ("chosen", "rejected")]
         if not all(len(part.term) for part in series):
             return self._combine(series, [1.0, -1.0], NATS_PER_TOKEN)
-        chosen, rejected = _paired(series)
+        chosen, rejected = paired(series)
         weights = 0.5 * (chosen.term.denominators + rejected.term.denominators)
         texts = {**chosen.term.texts, **rejected.term.texts}
         template = replace(chosen.term, texts=texts, denominators=weights)
@@ -226,20 +225,41 @@ class SplitEvidence:
     def flow(self, kind: str) -> dict[str, Estimate]:
         """Mean flow into each bin at the off-label positions along ``kind``,
         probability/token; empty where the top tokens were not stored."""
-        for bins, masses in zip(self.bins, self.masses, strict=True):
-            if bins.where.kind == kind:
-                return {name: self._flow(bins, masses, name) for name in BIN_NAMES}
-        return {}
+        if any(table.mass is None for table in self.tables):
+            return {}
+        kept = np.flatnonzero(self.mask(kind))
+        low, high = (np.full((len(self.tables), len(kept), 4), np.nan) for _ in "lh")
+        first = masses_of(self.tables[0], self.rows[0][kept], "off")
+        if first is None or not len(kept):
+            return {}
+        for step, table in enumerate(self.tables):
+            index = self.rows[step][kept]
+            masses = masses_of(table, np.maximum(index, 0), "off")
+            if masses is not None:
+                here = (index >= 0)[:, None]
+                low[step] = np.where(here, masses.low - first.high, np.nan)
+                high[step] = np.where(here, masses.high - first.low, np.nan)
+        return {
+            name: self._flow(kind, kept, first.positions, low[..., b], high[..., b])
+            for b, name in enumerate(BIN_NAMES)
+        }
 
-    def _flow(self, bins: Bins, masses: Sequence[BinMass], name: str) -> Estimate:
-        low = np.stack([mass.low - masses[0].high for mass in masses])
-        high = np.stack([mass.high - masses[0].low for mass in masses])
+    def _flow(
+        self,
+        kind: str,
+        kept: npt.NDArray[np.intp],
+        positions: Float,
+        low: Float,
+        high: Float,
+    ) -> Estimate:
+        """Args: low, high: [C, R] bounds of the flow since the first checkpoint."""
         window = self.window
         ends = low[-window:].mean(axis=0), high[-window:].mean(axis=0)
-        where = bins.where
-        keep = self.mask(where.kind)[where.rows] & (where.counts > 0)
-        keep &= np.isfinite(ends[0]).all(axis=1)
-        lower, upper = flow_terms(bins, *ends, keep, name)
+        keep = (positions > 0) & np.isfinite(ends[0])
+        lower, upper = (
+            flow_terms(self.tables[0], kept[keep], kind, side[keep], positions[keep])
+            for side in ends
+        )
         found = estimate_between(
             [lower],
             [upper],
@@ -247,7 +267,7 @@ class SplitEvidence:
             bootstrap=self.bootstrap,
             level=self.thresholds.level,
         )
-        middle = 0.5 * (low + high)[:, keep, BIN_NAMES.index(name)]
+        middle = 0.5 * (low + high)[:, keep]
         return self.persistent(found, Series(lower, middle).path)
 
     def _combine(
@@ -273,7 +293,7 @@ class SplitEvidence:
         return widened(value, sigma, self.window, limits.wander_quantile)
 
 
-def _paired(series: Sequence[Series]) -> list[Series]:
+def paired(series: Sequence[Series]) -> list[Series]:
     """The series over the prompts that all of them have, in one order."""
     shared = series[0].term.prompts
     for part in series[1:]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldeval.compare.logic import conjunct
-from ldeval.compare.pairing import split_rows
+from ldeval.compare.pairing import Rows, split_rows
 from ldeval.compare.thresholds import Thresholds
-from ldeval.records import Conjunct, ScoreTable
+from ldeval.records import Conjunct
 
 TrainedLog = Mapping[int, frozenset[str]]
 """Probe ids that the run trained on, by optimizer step."""
@@ -50,7 +50,7 @@ class SourceCount:
 
 
 def count_sources(
-    table: ScoreTable, kind: str, trained: bool, ids: frozenset[str]
+    table: Rows, kind: str, trained: bool, ids: frozenset[str]
 ) -> SourceCount:
     """Count the sources of the texts of ``kind`` on one split.
 
@@ -74,8 +74,8 @@ def count_sources(
 
 
 def sources_trained(
-    first: ScoreTable,
-    last: ScoreTable,
+    first: Rows,
+    last: Rows,
     trained: bool,
     log: TrainedLog | None,
     thresholds: Thresholds,

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldeval.compare.delta import ARGMAX_ALONG
-from ldeval.compare.evidence import ARGMAX, SplitEvidence
+from ldeval.compare.evidence import ARGMAX, FROZEN, SplitEvidence
 from ldeval.compare.logic import (
     all_hold,
     conjunct,
@@ -155,7 +155,7 @@ def others_fall(ask: Question) -> Conjunct:
     if scored:
         found["mean of others"] = evidence.mean(list(scored))
     if reason is None:
-        value = _most_fell(ask, found["mean of others"], list(scored.values()))
+        value = most_fell(ask, found["mean of others"], list(scored.values()))
     statement = (
         f"mean over the other kinds down, at least {limits.others_falling:.0%} of them "
         f"below -m, at most {limits.others_rising:.0%} up"
@@ -163,9 +163,10 @@ def others_fall(ask: Question) -> Conjunct:
     return conjunct("S2", statement, value, found | scored, reason)
 
 
-def _most_fell(
+def most_fell(
     ask: Question, mean: Estimate, changes: Sequence[Estimate]
 ) -> bool | None:
+    """Mean down, most changes below −m and few of them up."""
     limits = ask.evidence.thresholds
     falling = sum(change.value < -ask.nats for change in changes)
     rising = sum(state(change, ask.nats) == "up" for change in changes)
@@ -192,7 +193,9 @@ def mass_to_the_top(ask: Question) -> Conjunct:
 def _argmax_rises(ask: Question) -> Conjunct:
     """S3 without flows: the argmax rises along a kind that itself does not.
 
-    Along a rising kind it rises because the kind does, so it counts for nothing.
+    Along a rising kind it rises because the kind does, so it counts for nothing. Where
+    the first checkpoint's argmax was followed too (frozen), the lower of the two
+    counts: the maximum over tokens may change identity, the frozen one cannot.
     """
     shown: dict[str, Estimate] = {}
     values: list[bool | None] = []
@@ -200,6 +203,10 @@ def _argmax_rises(ask: Question) -> Conjunct:
     for kind in reversed(ARGMAX_ALONG):
         along, top = ask.evidence.kind(kind), ask.evidence.kind(ARGMAX + kind)
         shown |= {kind: along, ARGMAX + kind: top}
+        frozen = ask.evidence.kind(FROZEN + kind)
+        if math.isfinite(frozen.low):
+            shown[FROZEN + kind] = frozen
+            top = min(top, frozen, key=lambda found: found.value)
         still = opposite(is_state(along, ask.nats, "up"))
         rises = all_hold((still, is_state(top, ask.nats, "up")))
         values.append(rises)

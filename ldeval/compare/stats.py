@@ -59,7 +59,8 @@ class Bootstrap:
 
     Args:
         seed: non-negative.
-        replicates: how many times the clusters are drawn.
+        replicates: how many times the clusters are drawn; with 0 every interval is
+            Student's t.
     """
 
     def __init__(self, seed: int = 0, replicates: int = REPLICATES) -> None:
@@ -115,7 +116,7 @@ class Bootstrap:
         left understates the spread, and the interval is widened to cover Student's t
         interval with G − 1 degrees of freedom as well.
         """
-        if clusters < FEW_CLUSTERS:
+        if clusters < FEW_CLUSTERS or not self.replicates:
             reach = float(special.stdtrit(clusters - 1, 0.5 + level / 2.0)) * se
             return value - reach, value + reach
         parts = []
@@ -199,7 +200,8 @@ def ratio_estimate(
 
     Args:
         numerators: D, [G, J].
-        denominators: N ≥ 0, [G, J]; 0 where a cluster has no part in a term.
+        denominators: N, [G, J], positive in sum; 0 where a cluster has no part in a
+            term.
         coefficients: c, [J].
         missing: why there may be nothing, for the reason of an undefined estimate.
 
@@ -214,11 +216,11 @@ def ratio_estimate(
     value = float(coefficients @ ratios)
     slope = coefficients * clusters / totals
     residuals = numerators - ratios * denominators
-    terms = (np.abs(numerators) + np.abs(ratios) * denominators) @ np.abs(slope)
+    terms = (np.abs(numerators) + np.abs(ratios * denominators)) @ np.abs(slope)
     return studentized_estimate(
         value,
         residuals @ slope,
-        denominators.sum(axis=1),
+        np.abs(denominators).sum(axis=1),
         float(np.max(terms)),
         lambda order: _ratio_replicate(
             residuals[order], denominators[order], value, coefficients
@@ -281,11 +283,47 @@ def slope_estimate(
     )
 
 
+def sums_by(labels: npt.NDArray[np.integer], values: Float, groups: int) -> Float:
+    """[groups] Σ of values [R] over the rows of each label; NaN where a row is."""
+    return np.bincount(labels, weights=values, minlength=groups).astype(np.float64)
+
+
 def rank_correlation(x: Float, y: Float) -> float:
     """Spearman's rank correlation of two columns [R]; NaN where either is constant."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
     return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+
+
+def rank_estimate(
+    x: Float, y: Float, clusters: int, *, level: float = DISPLAY_LEVEL
+) -> Estimate:
+    """Spearman's ρ with the interval of Bonett and Wright (2000).
+
+    tanh(artanh ρ ± z √((1 + ρ²/2) / (G − 3))), G the clusters: rows of one cluster
+    count as one.
+
+    Args:
+        x, y: [R].
+        clusters: G.
+    """
+    value, unit = rank_correlation(x, y), "dimensionless"
+    if math.isnan(value):
+        reason = "a constant has no ranks"
+        return Estimate.undefined(
+            reason, unit=unit, level=level, n=len(x), clusters=clusters
+        )
+    if clusters < 4:
+        reason = f"{clusters} clusters: no interval"
+        nan = math.nan
+        return Estimate(value, nan, nan, nan, level, len(x), clusters, unit, reason)
+    error = math.sqrt((1.0 + value**2 / 2.0) / (clusters - 3))
+    reach = float(special.ndtri(0.5 + level / 2.0)) * error
+    middle = math.atanh(max(-1.0 + 1e-15, min(1.0 - 1e-15, value)))
+    low, high = math.tanh(middle - reach), math.tanh(middle + reach)
+    return Estimate(
+        value, low, high, error * (1 - value**2), level, len(x), clusters, unit
+    )
 
 
 def bounded_estimate(lower: Estimate, upper: Estimate) -> Estimate:
