@@ -7,7 +7,9 @@
     ├── escape.py          text of others made safe to show
     ├── tables.py          tables as values; terminal and Markdown
     ├── words.py           sentences that follow from the numbers
+    ├── columns.py         filled columns, from which tables are put together
     ├── change_tables.py   what changed, as tables
+    ├── measure_tables.py  paths, laws, influence and claims, as tables
     ├── verdict_tables.py  verdicts and their evidence, in tables and words
     ├── provenance.py      what was left out, notes, manifests
     ├── summary.py         the short account for a terminal

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ldeval.records import Comparison
 from ldeval.report.change_tables import change_table, margin_table
 from ldeval.report.escape import for_ascii, visible
+from ldeval.report.measure_tables import claim_table
 from ldeval.report.tables import Style, to_terminal, wrap
 from ldeval.report.verdict_tables import verdict_table
 from ldeval.report.words import SPLITS, standing_sentences
@@ -33,6 +34,8 @@ def print_summary(
         tables.append(margin_table(pair))
     if comparison.verdicts:
         tables.append(verdict_table(comparison))
+    if any(claim.state != "undecided" for claim in comparison.claims):
+        tables.append(claim_table(comparison, brief=True))
     parts = [to_terminal(table, width=width, style=style) for table in tables]
     standing = visible(" ".join(standing_sentences(comparison)))
     lines = wrap(for_ascii(standing) if style == "ascii" else standing, width)
