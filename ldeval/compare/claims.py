@@ -29,10 +29,8 @@ from ldeval.compare.squeeze import (
     mass_to_the_top,
     most_fell,
     others_fall,
-    too_little,
 )
 from ldeval.compare.stats import state
-from ldeval.compare.trajectory import shape
 from ldeval.records import KIND_NAMES, OBJECTIVES, Claim, Estimate
 
 SIMILAR = (
@@ -65,7 +63,7 @@ def claims(ask: Question, objective: str | None) -> tuple[Claim, ...]:
     """
     if not ask.evidence.kinds:
         return ()
-    little = too_little(ask.evidence)
+    little = ask.evidence.too_little()
     return tuple(_claim(item, ask, objective, little) for item in TESTS)
 
 
@@ -97,37 +95,27 @@ def _not_about(name: str, objective: str | None) -> str | None:
     return f"the claim is about {kind}; the declared objective is {objective}"
 
 
-def _shape(ask: Question, kind: str) -> Mapping[str, Estimate]:
-    """Rise, fall and slope at the verdict level, widened by the wandering."""
-    evidence = ask.evidence
-    series = evidence.series(kind)
-    steps = [table.manifest.step for table in evidence.tables]
-    form = shape(series, steps, evidence.bootstrap, evidence.thresholds.level)
-    parts = {"rise": form.rise, "fall": form.fall, "slope": form.slope}
-    return {name: evidence.persistent(e, series.path) for name, e in parts.items()}
-
-
 # ------------------------------------------------------------------------ SFT: S1 … S4
 
 
 def _s1(ask: Question) -> Found:
-    end, fall = ask.evidence.kind("chosen"), _shape(ask, "chosen")["fall"]
-    rose = is_state(end, ask.nats, "up")
-    steady = opposite(is_above(fall, ask.nats))
+    end, fall = ask.evidence.kind("chosen"), ask.evidence.form("chosen")["fall"]
+    rose = is_state(end, ask.m("chosen"), "up")
+    steady = opposite(is_above(fall, ask.m("chosen")))
     return all_hold((rose, steady)), {"chosen": end, "fall from its peak": fall}, None
 
 
 def _s2(ask: Question) -> Found:
     effect: dict[str, Estimate] = {}
-    if len(ask.evidence.tables) < 3:
+    if ask.evidence.checkpoints < 3:
         return None, effect, "a peak inside the run needs three checkpoints"
     values = []
     for kind in SIMILAR:
         if kind in ask.evidence.kinds:
-            form = _shape(ask, kind)
+            form = ask.evidence.form(kind)
             effect |= {f"{kind} {name}": form[name] for name in ("rise", "fall")}
             values.append(
-                all_hold(is_above(form[name], ask.nats) for name in ("rise", "fall"))
+                all_hold(is_above(form[name], ask.m(kind)) for name in ("rise", "fall"))
             )
     if not values:
         return None, effect, "no similar kind was scored"
@@ -139,18 +127,18 @@ def _s2(ask: Question) -> Found:
 
 
 def _s3(ask: Question) -> Found:
-    slope = _shape(ask, "irrelevant_train")["slope"]
+    slope = ask.evidence.form("irrelevant_train")["slope"]
     contrast = ask.evidence.contrast("irrelevant_train", ["irrelevant_test"])
     effect = {
         "slope of irrelevant_train": slope,
         "irrelevant_train - irrelevant_test": contrast,
     }
-    rising = is_above(slope, 0.0), is_state(contrast, ask.nats, "up")
+    rising = is_above(slope, 0.0), is_state(contrast, ask.m("irrelevant_train"), "up")
     return all_hold(rising), effect, None
 
 
 def _s4(ask: Question) -> Found:
-    effect = {f"slope of {kind}": _shape(ask, kind)["slope"] for kind in SHUFFLED}
+    effect = {f"slope of {kind}": ask.evidence.form(kind)["slope"] for kind in SHUFFLED}
     return all_hold(is_below(e, 0.0) for e in effect.values()), effect, None
 
 
@@ -161,10 +149,9 @@ def _d1(ask: Question) -> Found:
     kinds = [kind for kind in KIND_NAMES if kind in ask.evidence.kinds]
     changes = {kind: ask.evidence.kind(kind) for kind in kinds}
     effect = {"mean of all kinds": ask.evidence.mean(kinds)} | changes
-    values = list(changes.values())
-    falling = sum(change.value < -ask.nats for change in values)
-    reason = f"{falling} of {len(values)} kinds fell"
-    return most_fell(ask, effect["mean of all kinds"], values), effect, reason
+    falling = sum(change.value < -ask.m(kind) for kind, change in changes.items())
+    reason = f"{falling} of {len(changes)} kinds fell"
+    return most_fell(ask, effect["mean of all kinds"], changes), effect, reason
 
 
 def _d2(ask: Question) -> Found:
@@ -177,11 +164,13 @@ def _d2(ask: Question) -> Found:
         "margin": evidence.margin,
     }
     first, second, margin = effect.values()
-    values = is_below(first, 0.0), is_below(second, 0.0), _up(margin, ask.nats)
+    values = is_below(first, 0.0), is_below(second, 0.0), _up(margin, ask.m("margin"))
     return all_hold(values), effect, None
 
 
 def _d4(ask: Question) -> Found:
+    if not {"chosen", "rejected"} & set(ask.evidence.argmax_along):
+        return None, {}, "no argmax along chosen or rejected is known"
     top, others = mass_to_the_top(ask), others_fall(ask)
     effect = {**top.evidence, "mean of others": ask.evidence.mean(_scored(ask))}
     value = all_hold((value_of(top), value_of(others)))
@@ -197,8 +186,14 @@ def _d6(ask: Question) -> Found:
     limits = ask.evidence.thresholds
     if not kinds:
         return None, effect, "no other kind was scored"
-    down = [is_state(change, ask.nats, "down") for change in changes]
-    up = sum(state(change, ask.nats) == "up" for change in changes)
+    down = [
+        is_state(change, ask.m(kind), "down")
+        for kind, change in zip(kinds, changes, strict=True)
+    ]
+    up = sum(
+        state(change, ask.m(kind)) == "up"
+        for kind, change in zip(kinds, changes, strict=True)
+    )
     needed = limits.others_falling * len(kinds)
     enough: bool | None = None
     if down.count(True) >= needed:
@@ -206,7 +201,7 @@ def _d6(ask: Question) -> Found:
     elif len(kinds) - down.count(False) < needed:
         enough = False
     few_up = up <= limits.others_rising * len(kinds)
-    value = all_hold((is_state(chosen, ask.nats, "up"), enough, few_up))
+    value = all_hold((is_state(chosen, ask.m("chosen"), "up"), enough, few_up))
     return value, effect, f"{down.count(True)} of {len(kinds)} others clearly down"
 
 

@@ -23,12 +23,13 @@ from scipy.spatial.distance import squareform
 
 from ldeval.compare.clusters import Term, cluster_labels, estimate
 from ldeval.compare.delta import NATS_PER_RESPONSE, NATS_PER_TOKEN
-from ldeval.compare.evidence import Series, SplitEvidence, paired
+from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.fieller import fieller_estimate
 from ldeval.compare.memory import crossover_leak, spill_over
 from ldeval.compare.pairing import split_rows
 from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.reference import Reference
+from ldeval.compare.series import Series, paired
 from ldeval.compare.stats import (
     DISPLAY_LEVEL,
     Bootstrap,

@@ -10,15 +10,15 @@ persistence is not assessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ldeval.compare.clusters import (
-    Rows,
     Term,
     cluster_labels,
     estimate,
@@ -38,68 +38,100 @@ from ldeval.compare.flow import (
     flow_terms,
     masses_of,
 )
-from ldeval.compare.pairing import align, split_rows
+from ldeval.compare.pairing import align, distinct_evaluations, split_rows
+from ldeval.compare.repetition import RepetitionInput, repetition_conjuncts
+from ldeval.compare.series import Series, end_series, paired, spread, widened
+from ldeval.compare.shape import shape
 from ldeval.compare.stats import Bootstrap, Float
 from ldeval.compare.thresholds import Thresholds
-from ldeval.records import KIND_NAMES, Estimate, Split
+from ldeval.records import KIND_NAMES, Conjunct, Estimate, Split
 
 Bool = npt.NDArray[np.bool_]
 ARGMAX = "argmax:"
 FROZEN = "frozen:"
-NO_SHARED_PROMPT = "no prompt has all the kinds that are contrasted"
 
 
-@dataclass(frozen=True)
-class Series:
-    """Changes since the first checkpoint of the responses of one kind and split."""
+class Evidence(Protocol):
+    """What the decision table asks of a run, from tables or from imported means."""
 
-    term: Term
-    """Rows scored at the first and at all of the last W checkpoints; its numerators
-    are the end values."""
-    changes: Float
-    """[C, R] nats (or probability) by checkpoint; NaN where not scored."""
+    @property
+    def split(self) -> Split:
+        """Which probes."""
+        ...
 
-    def at(self, rows: Rows) -> Series:
-        """The rows given by mask or by number, in that order."""
-        return Series(self.term.at(rows), self.changes[:, rows])
+    @property
+    def thresholds(self) -> Thresholds:
+        """Numbers of the decision table."""
+        ...
 
-    def path(self) -> Float:
-        """[C] Σ change / Σ weight at each checkpoint over the rows scored there."""
-        known = np.isfinite(self.changes)
-        weight = (known * self.term.denominators).sum(axis=1)
-        total = np.where(known, self.changes, 0.0).sum(axis=1)
-        return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan)
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds that the split holds, in the order of ``KINDS``."""
+        ...
 
+    @property
+    def checkpoints(self) -> int:
+        """C."""
+        ...
 
-def end_series(
-    template: Term, changes: Float, window: int, missing: str | None = None
-) -> Series:
-    """A series whose end values are the mean of the last ``window`` checkpoints.
+    @property
+    def tables(self) -> Sequence[Digest]:
+        """Checkpoints in order of step; none where only means were imported."""
+        ...
 
-    Args:
-        template: prompts, texts and weights of the rows; its numerators are ignored.
-        changes: [C, R].
-    """
-    end = changes[-window:].mean(axis=0)
-    term = replace(template, numerators=end, missing=missing or template.missing)
-    return Series(term, changes).at(np.isfinite(end))
+    @property
+    def floors(self) -> Mapping[str, float]:
+        """m by kind, where it is a kind's own."""
+        ...
 
+    @property
+    def argmax_along(self) -> Sequence[str]:
+        """Kinds along which an argmax is followed, the most telling first."""
+        ...
 
-def spread(path: Float, window: int, scale: float) -> float:
-    """σ_c of a path [C] of end-value estimates, in its unit."""
-    known = path[np.isfinite(path)]
-    steps = np.abs(np.diff(known))
-    wander = scale * float(np.median(steps)) / math.sqrt(2.0) if len(steps) else 0.0
-    last = known[-window:]
-    return max(float(last.std(ddof=1)) if len(last) > 1 else 0.0, wander)
+    @property
+    def scored_means(self) -> str:
+        """When :meth:`is_scored` is true, in words."""
+        ...
 
+    @property
+    def margin(self) -> Estimate:
+        """The change of the margin."""
+        ...
 
-def widened(value: Estimate, sigma: float, window: int, quantile: float) -> Estimate:
-    """Both half-widths h become √(h² + (quantile · σ_c)² / W)."""
-    extra = (quantile * sigma) ** 2 / window
-    below = math.hypot(value.value - value.low, math.sqrt(extra))
-    above = math.hypot(value.high - value.value, math.sqrt(extra))
-    return replace(value, low=value.value - below, high=value.value + above)
+    def kind(self, kind: str, body: bool = False) -> Estimate:
+        """The change of a kind."""
+        ...
+
+    def form(self, kind: str) -> Mapping[str, Estimate]:
+        """``rise``, ``fall`` and ``slope`` of a kind's path."""
+        ...
+
+    def mean(self, kinds: Sequence[str]) -> Estimate:
+        """The mean change of several kinds."""
+        ...
+
+    def contrast(
+        self, kind: str, others: Sequence[str], body: bool = False
+    ) -> Estimate:
+        """The change of a kind minus the mean change of others."""
+        ...
+
+    def flow(self, kind: str) -> dict[str, Estimate]:
+        """Mean flow into each bin; empty where not known."""
+        ...
+
+    def is_scored(self, change: Estimate) -> bool:
+        """Whether a kind with this change counts among those scored."""
+        ...
+
+    def too_little(self) -> str | None:
+        """Why nothing can be decided, or None."""
+        ...
+
+    def repetition(self) -> tuple[Conjunct, ...]:
+        """The conditions of the verdict ``repetition``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -111,6 +143,49 @@ class SplitEvidence:
     split: Split
     bootstrap: Bootstrap
     thresholds: Thresholds
+
+    floors: Mapping[str, float] = field(default_factory=dict)
+    """No kind has a floor of its own: all changes are per token."""
+    argmax_along: Sequence[str] = ("rejected", "chosen")
+
+    @property
+    def scored_means(self) -> str:
+        """When :meth:`is_scored` is true, in words."""
+        return f"on at least {self.thresholds.min_clusters} clusters"
+
+    def is_scored(self, change: Estimate) -> bool:
+        """Whether the change rests on enough clusters."""
+        return change.clusters >= self.thresholds.min_clusters
+
+    def too_little(self) -> str | None:
+        """Why nothing can be decided on this split, or None."""
+        limits = self.thresholds
+        if self.clusters < limits.min_clusters:
+            return (
+                f"{self.clusters} {self.split} clusters of prompts; a verdict needs at "
+                f"least {limits.min_clusters}"
+            )
+        different = distinct_evaluations(self.tables)
+        if different < limits.min_evaluations:
+            return (
+                f"{different} distinct evaluation; a verdict needs at least "
+                f"{limits.min_evaluations}"
+            )
+        return None
+
+    def repetition(self) -> tuple[Conjunct, ...]:
+        """The conditions of the verdict ``repetition``."""
+        return repetition_conjuncts(
+            RepetitionInput(
+                self.tables,
+                self.rows,
+                self.mask("chosen"),
+                self.window,
+                self.bootstrap,
+                self.thresholds,
+            ),
+            self.persistent,
+        )
 
     @cached_property
     def window(self) -> int:
@@ -126,6 +201,19 @@ class SplitEvidence:
     def _parts(self) -> dict[str, list[ResponseParts]]:
         columns = ("own", "argmax", "frozen")
         return {of: [table.parts(of) for table in self.tables] for of in columns}
+
+    @property
+    def checkpoints(self) -> int:
+        """C."""
+        return len(self.tables)
+
+    def form(self, kind: str) -> Mapping[str, Estimate]:
+        """``rise``, ``fall`` and ``slope`` of a kind's path, nats/token."""
+        series = self.series(kind)
+        steps = [table.manifest.step for table in self.tables]
+        found = shape(series, steps, self.bootstrap, self.thresholds.level)
+        parts = {"rise": found.rise, "fall": found.fall, "slope": found.slope}
+        return {n: self.persistent(e, series.path) for n, e in parts.items()}
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -291,16 +379,3 @@ class SplitEvidence:
             return value
         sigma = spread(path(), self.window, limits.wander_scale)
         return widened(value, sigma, self.window, limits.wander_quantile)
-
-
-def paired(series: Sequence[Series]) -> list[Series]:
-    """The series over the prompts that all of them have, in one order."""
-    shared = series[0].term.prompts
-    for part in series[1:]:
-        shared = np.intersect1d(shared, part.term.prompts)
-    paired = []
-    for part in series:
-        order = np.argsort(part.term.prompts, kind="stable")
-        part = replace(part, term=replace(part.term, missing=NO_SHARED_PROMPT))
-        paired.append(part.at(order[np.isin(part.term.prompts[order], shared)]))
-    return paired

@@ -8,7 +8,7 @@ was learnt for one prompt is now said to another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +74,7 @@ def count_sources(
 
 
 def sources_trained(
-    first: Rows,
-    last: Rows,
+    tables: Sequence[Rows],
     trained: bool,
     log: TrainedLog | None,
     thresholds: Thresholds,
@@ -94,6 +93,7 @@ def sources_trained(
     if log is None:
         reason = "not known: no record of which probes were trained at which step"
         return conjunct(name, statement, True, {}, reason)
+    first, last = tables[0], tables[-1]
     steps = [s for s in log if first.manifest.step < s <= last.manifest.step]
     ids = frozenset[str]().union(*(log[step] for step in steps))
     pulled = count_sources(first, "irrelevant_train", trained, ids)

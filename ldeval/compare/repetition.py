@@ -8,21 +8,24 @@ replacement have the same argmax. The thresholds for both are uncalibrated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from ldeval.compare.clusters import Term, cluster_labels, estimate
-from ldeval.compare.evidence import SplitEvidence, end_series
+from ldeval.compare.digest import Digest
 from ldeval.compare.logic import conjunct, is_above, is_below
+from ldeval.compare.series import end_series
 from ldeval.compare.stats import (
     Bootstrap,
     Float,
     Replicate,
     studentized_estimate,
 )
-from ldeval.compare.stored import Bool
+from ldeval.compare.stored import Bool, Index
+from ldeval.compare.thresholds import Thresholds
 from ldeval.records import Conjunct, Estimate, IntArray
 
 RATIO = "ratio"
@@ -32,11 +35,33 @@ SIMPSON_REPLICATES = 999
 _COLUMNS = 64
 
 
-def repetition_conjuncts(evidence: SplitEvidence) -> tuple[Conjunct, Conjunct]:
+@dataclass(frozen=True)
+class RepetitionInput:
+    """One split's responses along chosen, at every checkpoint."""
+
+    tables: Sequence[Digest]
+    """[C] in order of step; none where only means are known."""
+    rows: Index
+    """[C, R] row of each response of the first table, −1 where not scored."""
+    chosen: Bool
+    """[R] the split's responses of kind chosen."""
+    window: int
+    """W, how many of the last checkpoints are averaged."""
+    bootstrap: Bootstrap
+    thresholds: Thresholds
+
+
+Persistent = Callable[[Estimate, Callable[[], Float]], Estimate]
+"""Widens an estimate by the wandering of its path [C], where that is assessed."""
+
+
+def repetition_conjuncts(
+    evidence: RepetitionInput, persistent: Persistent
+) -> tuple[Conjunct, Conjunct]:
     """The two conditions of the verdict ``repetition``."""
     limits = evidence.thresholds
-    entropy = _entropy_ratio(evidence)
-    simpson = _simpson_ratio(evidence)
+    entropy = _entropy_ratio(evidence, persistent)
+    simpson = _simpson_ratio(evidence, persistent)
     return (
         conjunct(
             "entropy",
@@ -54,8 +79,10 @@ def repetition_conjuncts(evidence: SplitEvidence) -> tuple[Conjunct, Conjunct]:
     )
 
 
-def _missing_column(evidence: SplitEvidence, *columns: str) -> str | None:
+def _missing_column(evidence: RepetitionInput, *columns: str) -> str | None:
     """Which of the columns the first or one of the last tables lacks."""
+    if not evidence.tables:
+        return "only means were imported"
     for table in (evidence.tables[0], *evidence.tables[-evidence.window :]):
         for column in columns:
             if column not in table.stored:
@@ -63,31 +90,31 @@ def _missing_column(evidence: SplitEvidence, *columns: str) -> str | None:
     return None
 
 
-def _undefined(reason: str, evidence: SplitEvidence) -> Estimate:
+def _undefined(reason: str, evidence: RepetitionInput) -> Estimate:
     return Estimate.undefined(reason, unit=RATIO, level=evidence.thresholds.level)
 
 
-def _kept(evidence: SplitEvidence) -> Bool:
+def _kept(evidence: RepetitionInput) -> Bool:
     """[R] responses along chosen of the split with an off-label position, scored at the
     first and at all of the last tables."""
-    keep = evidence.mask("chosen") & (_counts(evidence) > 0)
+    keep = evidence.chosen & (_counts(evidence) > 0)
     scored = evidence.rows >= 0
     return np.asarray(keep & scored[0] & scored[-evidence.window :].all(axis=0))
 
 
-def _counts(evidence: SplitEvidence) -> Float:
+def _counts(evidence: RepetitionInput) -> Float:
     """[R] off-label positions of each response."""
     return np.nan_to_num(evidence.tables[0].column("positions_off"))
 
 
-def _term(evidence: SplitEvidence, kept: Bool, values: Float) -> Term:
+def _term(evidence: RepetitionInput, kept: Bool, values: Float) -> Term:
     first = evidence.tables[0]
     texts = {"chosen": first.text_hashes[kept]}
     weights = values[kept]
     return Term(first.probe_ids[kept], texts, weights, weights, missing=NO_POSITION)
 
 
-def _entropy_ratio(evidence: SplitEvidence) -> Estimate:
+def _entropy_ratio(evidence: RepetitionInput, persistent: Persistent) -> Estimate:
     """Σ H(end) / Σ H(first) over the off-label positions."""
     reason = _missing_column(evidence, "argmax_ids", "entropies")
     if reason is not None:
@@ -107,10 +134,10 @@ def _entropy_ratio(evidence: SplitEvidence) -> Estimate:
         bootstrap=evidence.bootstrap,
         level=evidence.thresholds.level,
     )
-    return evidence.persistent(found, series.path)
+    return persistent(found, series.path)
 
 
-def _simpson_ratio(evidence: SplitEvidence) -> Estimate:
+def _simpson_ratio(evidence: RepetitionInput, persistent: Persistent) -> Estimate:
     """Mean Simpson index at the end over that at the first checkpoint."""
     reason = _missing_column(evidence, "argmax_ids")
     if reason is not None:
@@ -136,7 +163,7 @@ def _simpson_ratio(evidence: SplitEvidence) -> Estimate:
         bootstrap=Bootstrap(evidence.bootstrap.seed, SIMPSON_REPLICATES),
         level=evidence.thresholds.level,
     )
-    return evidence.persistent(found, lambda: _path(matrices))
+    return persistent(found, lambda: _path(matrices))
 
 
 def argmax_counts(ids: IntArray, cluster: IntArray) -> list[csr_array]:

@@ -114,15 +114,18 @@ def compare_run(
     kept, pairs = _walk(ordered, reference, draws)
     overall = pairs[0] if len(kept) == 2 else _overall(kept[0], kept[-1], draws)
     overall = adjusted(overall)
+    evidence = [
+        SplitEvidence(kept, split, draws.full, limits) for split in get_args(Split)
+    ]
     splits = [
         Question(
-            SplitEvidence(kept, split, draws.full, limits),
+            part,
             nats=limits.nats(noise_floor),
             probability=limits.probability(noise_floor),
             objective_has_negative=objective_has_negative,
             trained_log=trained_log,
         )
-        for split in get_args(Split)
+        for part in evidence
     ]
     return Comparison(
         run=run,
@@ -132,16 +135,14 @@ def compare_run(
         pairs=(overall,) if len(kept) == 2 else adjusted_pairs(pairs),
         overall=overall,
         trajectories=tuple(
-            t for ask in splits for t in trajectories(ask.evidence, ask.nats)
+            t for part in evidence for t in trajectories(part, limits.nats(noise_floor))
         ),
         richer=richer_curves(kept[-1], reference, draws.full),
         laws=law_tests(kept[-1], draws.full),
         cross=tuple(
-            cross_influence(
-                ask.evidence, reference, overall.influence, trained_log, draws.few
-            )
-            for ask in splits
-            if ask.evidence.kinds
+            cross_influence(part, reference, overall.influence, trained_log, draws.few)
+            for part in evidence
+            if part.kinds
         ),
         claims=tuple(c for ask in splits for c in claims(ask, objective)),
         verdicts=tuple(v for ask in splits for v in decide(ask)),

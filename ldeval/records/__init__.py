@@ -37,6 +37,7 @@ from ldeval.records.kinds import (
     split_name,
     task_name,
 )
+from ldeval.records.levels import LEVELS_VERSION, LevelColumn, LevelRun
 from ldeval.records.measures import (
     Claim,
     CrossInfluence,
@@ -69,12 +70,14 @@ from ldeval.records.scores import (
     Span,
     TokenScores,
 )
+from ldeval.records.versus import Decay, Scale, Versus, VersusPoint
 
 __all__ = [
     "KINDS",
     "KIND_BY_NAME",
     "KIND_GROUPS",
     "KIND_NAMES",
+    "LEVELS_VERSION",
     "OBJECTIVES",
     "QUANTILES",
     "REFERENCE_FIELDS",
@@ -88,6 +91,7 @@ __all__ = [
     "Conjunct",
     "CrossInfluence",
     "CurvePoint",
+    "Decay",
     "Estimate",
     "Excluded",
     "FloatArray",
@@ -97,6 +101,8 @@ __all__ = [
     "KindChange",
     "KindInfo",
     "LawTest",
+    "LevelColumn",
+    "LevelRun",
     "Location",
     "Manifest",
     "Margin",
@@ -108,6 +114,7 @@ __all__ = [
     "Response",
     "RicherBin",
     "RicherCurve",
+    "Scale",
     "ScoreSource",
     "ScoreTable",
     "SimilarityPoint",
@@ -120,6 +127,8 @@ __all__ = [
     "Trajectory",
     "Truth",
     "Verdict",
+    "Versus",
+    "VersusPoint",
     "split_name",
     "task_name",
 ]

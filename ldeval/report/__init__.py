@@ -19,6 +19,7 @@
     ├── plots.py           changes, flow, influence
     ├── figure_plan.py     which figures a report has
     ├── markdown.py        the whole report as Markdown
+    ├── versus_report.py   one run against another
     ├── json_report.py     JSON and CSV, unrounded
     └── writing.py         files, each whole or not at all
 
@@ -31,14 +32,18 @@ from __future__ import annotations
 from ldeval.report.json_report import dumps, report_json, to_csv, to_json
 from ldeval.report.markdown import render_markdown
 from ldeval.report.summary import print_summary
+from ldeval.report.versus_report import dumps_versus, print_versus, write_stitched
 from ldeval.report.writing import write_report
 
 __all__ = [
     "dumps",
+    "dumps_versus",
     "print_summary",
+    "print_versus",
     "render_markdown",
     "report_json",
     "to_csv",
     "to_json",
     "write_report",
+    "write_stitched",
 ]

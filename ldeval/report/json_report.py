@@ -30,22 +30,22 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema_version": REPORT_SCHEMA_VERSION,
         "run": comparison.run,
-        "steps": _plain(comparison.steps),
+        "steps": plain(comparison.steps),
         "kinds": list(comparison.kinds),
-        "curves": _plain(comparison.curves),
+        "curves": plain(comparison.curves),
         "pairs": [_pair(pair) for pair in comparison.pairs],
         "overall": _pair(comparison.overall),
-        "trajectories": _plain(comparison.trajectories),
-        "richer": _plain(comparison.richer),
-        "laws": _plain(comparison.laws),
-        "cross": _plain(comparison.cross),
-        "claims": _plain(comparison.claims),
+        "trajectories": plain(comparison.trajectories),
+        "richer": plain(comparison.richer),
+        "laws": plain(comparison.laws),
+        "cross": plain(comparison.cross),
+        "claims": plain(comparison.claims),
         "verdicts": [_verdict(verdict) for verdict in comparison.verdicts],
-        "noise_floor": _plain(comparison.noise_floor),
+        "noise_floor": plain(comparison.noise_floor),
         "persistence_assessed": comparison.persistence_assessed,
-        "excluded": _plain(comparison.excluded),
+        "excluded": plain(comparison.excluded),
         "notes": list(comparison.notes),
-        "manifests": _plain(comparison.manifests),
+        "manifests": plain(comparison.manifests),
     }
 
 
@@ -69,11 +69,11 @@ def dumps(content: Comparison | Mapping[str, Any]) -> str:
 
 
 def _pair(pair: PairComparison) -> dict[str, Any]:
-    plain: dict[str, Any] = _plain(pair)
+    found: dict[str, Any] = plain(pair)
     for key in ("only_before", "only_after"):
         names = getattr(pair, key)
-        plain[key] = [{"probe_id": p, "kind": kind} for p, kind in names]
-    return plain
+        found[key] = [{"probe_id": p, "kind": kind} for p, kind in names]
+    return found
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
@@ -82,20 +82,20 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     for conjunct in verdict.conjuncts:
         named = {f"{conjunct.name}.{k}": e for k, e in conjunct.evidence.items()}
         evidence.update(named)
-        plain = _plain(dataclasses.replace(conjunct, evidence={}))
-        conjuncts.append(plain | {"evidence": list(named)})
+        found = plain(dataclasses.replace(conjunct, evidence={}))
+        conjuncts.append(found | {"evidence": list(named)})
     return {
         "name": verdict.name,
         "state": verdict.state,
         "split": verdict.split,
-        "evidence": _plain(evidence),
+        "evidence": plain(evidence),
         "conjuncts": conjuncts,
         "reason": verdict.reason,
-        "details": _plain(verdict.details),
+        "details": plain(verdict.details),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses, tuples and numpy numbers as what JSON knows."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -103,11 +103,11 @@ def _plain(value: Any) -> Any:
         return _estimate(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {item.name: _plain(getattr(value, item.name)) for item in fields}
+        return {item.name: plain(getattr(value, item.name)) for item in fields}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
@@ -117,11 +117,11 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     fields = {
         item.name: getattr(estimate, item.name) for item in dataclasses.fields(estimate)
     }
-    plain = {name: _plain(value) for name, value in fields.items()}
-    missing = any(plain[name] is None for name in ("value", "low", "high", "se"))
-    if missing and plain["reason"] is None:
-        plain["reason"] = _NOT_FINITE
-    return plain
+    found = {name: plain(value) for name, value in fields.items()}
+    missing = any(found[name] is None for name in ("value", "low", "high", "se"))
+    if missing and found["reason"] is None:
+        found["reason"] = _NOT_FINITE
+    return found
 
 
 # ------------------------------------------------------------------------------ CSV
@@ -218,8 +218,8 @@ def _cells(record: Any) -> _Row:
 
 
 def _estimate_cells(name: str, estimate: Estimate) -> _Row:
-    plain = _estimate(estimate)
-    return {name if e == "value" else f"{name}_{e}": plain[e] for e in _ENDS}
+    found = _estimate(estimate)
+    return {name if e == "value" else f"{name}_{e}": found[e] for e in _ENDS}
 
 
 def _write(rows: Sequence[_Row]) -> str:
@@ -231,7 +231,7 @@ def _write(rows: Sequence[_Row]) -> str:
 
 
 def _cell(value: Any) -> str:
-    plain = _plain(value)
-    if plain is None:
+    found = plain(value)
+    if found is None:
         return ""
-    return for_csv(plain) if isinstance(plain, str) else repr(plain)
+    return for_csv(found) if isinstance(found, str) else repr(found)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ldeval.compare import Bootstrap, Thresholds, decide, digests
-from ldeval.compare.evidence import SplitEvidence, spread, widened
+from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.logic import all_hold, is_above, is_below, opposite
+from ldeval.compare.series import spread, widened
 from ldeval.compare.squeeze import OTHERS, Question
 from ldeval.records import Estimate
 
