@@ -393,7 +393,8 @@ def _joined(
         logprob_sums=join("logprob_sums", "float64"),
         good=join("good", "bool"),
         columns={
-            name: np.concatenate([p.columns[name] for p in parts]) for name in names
+            name: np.concatenate([p.columns[name] for p in parts])
+            for name in sorted(names)
         },
         stored=_everywhere(parts),
         mass=np.concatenate(masses, axis=1) if masses else None,

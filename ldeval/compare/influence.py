@@ -13,7 +13,8 @@ residuals of both columns on length and earlier ln p per token of both responses
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -142,6 +143,14 @@ def partial_slope(
         return Estimate.undefined(
             reason, unit="dimensionless", level=DISPLAY_LEVEL, n=len(x)
         )
-    return slope_estimate(
+    found = slope_estimate(
         left, right, labels, bootstrap=bootstrap, min_rows=MIN_PROMPTS
+    )
+    # fitting the controls took as many degrees of freedom from the residuals
+    wider = math.sqrt((len(x) - 1) / (len(x) - 1 - controls.shape[1]))
+    return replace(
+        found,
+        low=found.value - wider * (found.value - found.low),
+        high=found.value + wider * (found.high - found.value),
+        se=wider * found.se,
     )
