@@ -3,7 +3,7 @@
     python scripts/bench_compare.py --store bench --probes 5000 --tokens 60 \
         --checkpoints 2 5 10 20 40
 
-Writes synthetic tables of the asked size into the store (those that are there are kept),
+Writes synthetic tables of the asked size into the store (those there are kept),
 then compares the first N checkpoints, each N in a process of its own, and prints a
 table of seconds, seconds per checkpoint and peak memory.
 """
@@ -57,7 +57,9 @@ def main() -> int:
         else:
             link(step_folder(options.store, RUN, 1 + step % (DISTINCT - 1)), folder)
         print(f"wrote {folder}", file=sys.stderr)
-    print(f"{options.probes} probes x {len(KIND_NAMES)} kinds x {options.tokens} tokens")
+    print(
+        f"{options.probes} probes x {len(KIND_NAMES)} kinds x {options.tokens} tokens"
+    )
     print(f"{'checkpoints':>11} {'seconds':>9} {'s/checkpoint':>13} {'peak MiB':>9}")
     for count in options.checkpoints:
         command = [sys.executable, __file__, "--store", str(options.store)]
@@ -65,11 +67,9 @@ def main() -> int:
             [*command, "--only", str(count)], capture_output=True, text=True, check=True
         )
         found = json.loads(done.stdout.splitlines()[-1])
-        seconds = found["seconds"]
-        print(
-            f"{count:>11} {seconds:>9.1f} {seconds / count:>13.1f} {found['mib']:>9.0f}",
-            flush=True,
-        )
+        each = found["seconds"] / count
+        line = f"{count:>11} {found['seconds']:>9.1f} {each:>13.1f}"
+        print(f"{line} {found['mib']:>9.0f}", flush=True)
     return 0
 
 

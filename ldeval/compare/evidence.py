@@ -31,7 +31,7 @@ from ldeval.compare.delta import (
     NO_TOKEN_SCORES,
     TOO_SHORT,
 )
-from ldeval.compare.digest import Digest, ResponseParts
+from ldeval.compare.digest import Digest
 from ldeval.compare.flow import (
     BIN_NAMES,
     PROBABILITY_PER_TOKEN,
@@ -197,11 +197,6 @@ class SplitEvidence:
         """[C, R] row of each response of the first table, −1 where not scored."""
         return np.stack([align(self.tables[0], table) for table in self.tables])
 
-    @cached_property
-    def _parts(self) -> dict[str, list[ResponseParts]]:
-        columns = ("own", "argmax", "frozen")
-        return {of: [table.parts(of) for table in self.tables] for of in columns}
-
     @property
     def checkpoints(self) -> int:
         """C."""
@@ -237,25 +232,25 @@ class SplitEvidence:
             body: without the first and the end token of each response.
         """
         of, _, along = kind.rpartition(":")
-        parts = self._parts[of or "own"]
         kept = np.flatnonzero(self.mask(along))
-        weights = parts[0].tokens[kept]
+        weights = self.tables[0].n_tokens[kept].astype(np.float64)
         if body:
             weights = np.maximum(weights - 2.0, 0.0)
         missing = self._missing(kind, kept, body)
-        levels = self._levels(parts, kept, body)
+        levels = self._levels(of or "own", kept, body)
         first = self.tables[0]
         texts = {along: first.text_hashes[kept]}
         prompts = first.probe_ids[kept]
         template = Term(prompts, texts, weights, weights, missing=missing)
         return end_series(template, levels - levels[0], self.window)
 
-    def _levels(
-        self, parts: Sequence[ResponseParts], kept: npt.NDArray[np.intp], body: bool
-    ) -> Float:
-        levels = np.full((len(parts), len(kept)), np.nan)
-        for level, part, rows in zip(levels, parts, self.rows[:, kept], strict=True):
-            column = part.body if body else part.sums
+    def _levels(self, of: str, kept: npt.NDArray[np.intp], body: bool) -> Float:
+        levels = np.full((len(self.tables), len(kept)), np.nan)
+        name = f"{of}_{'body' if body else 'sum'}"
+        for level, table, rows in zip(
+            levels, self.tables, self.rows[:, kept], strict=True
+        ):
+            column = table.logprob_sums if name == "own_sum" else table.column(name)
             here = rows >= 0
             level[here] = column[rows[here]]
         return levels
@@ -268,7 +263,7 @@ class SplitEvidence:
         if kind.startswith(FROZEN):
             return NO_FROZEN
         if body:
-            scored = np.isfinite(self._parts["own"][0].first[kept]).any()
+            scored = np.isfinite(self.tables[0].column("own_first")[kept]).any()
             return TOO_SHORT if scored else NO_TOKEN_SCORES
         return f"{kind} has no response scored at the first and the last checkpoints"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +147,15 @@ class Reference:
 
     def positions_of(self, kind: str) -> Index:
         """[P_kind] flat positions of the tokens of ``kind``."""
+        if kind not in self._positions:
+            self._positions[kind] = self._find_positions(kind)
+        return self._positions[kind]
+
+    @cached_property
+    def _positions(self) -> dict[str, Index]:
+        return {}
+
+    def _find_positions(self, kind: str) -> Index:
         found = [np.arange(*self.offsets[[r, r + 1]]) for r in self.rows_of(kind)]
         return np.concatenate(found) if found else np.zeros(0, np.intp)
 
@@ -191,74 +201,98 @@ class Reference:
 
 def build_reference(source: ScoreSource) -> Reference:
     """Gather the reference from the run's first checkpoint, part by part."""
-    chunks = [_Part.of(chunk) for chunk in source.chunks()]
-    lengths = [part.lengths for part in chunks]
-    offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths]))
+    tokens = max(source.manifest.n_tokens, 1)
+    wide: dict[str, _Column] = {}
+    rows: dict[str, list[npt.NDArray[Any]]] = {}
+    for number, chunk in enumerate(source.chunks()):
+        for name, values in _by_response(chunk).items():
+            rows.setdefault(name, []).append(values)
+        found = _by_token(chunk)
+        for name in [name for name in wide if name not in found]:
+            del wide[name]  # half a column would be read as a whole one
+        for name, part in found.items():
+            if number == 0:
+                share = 1.0 if not name.startswith(DETAIL) else 0.1
+                wide[name] = _Column(part, int(share * tokens))
+            if name in wide:
+                wide[name].add(part)
+    columns = {name: column.whole() for name, column in wide.items()}
+    lengths = _join(rows.pop("lengths", []), np.int64)
     return Reference(
         manifest=source.manifest,
-        probe_ids=_join([part.probe_ids for part in chunks], np.dtype("U1")),
-        kinds=_join([part.kinds for part in chunks], np.dtype("U1")),
-        trained=_join([part.trained for part in chunks], np.dtype(bool)),
-        text_hashes=_join([part.text_hashes for part in chunks], np.dtype("U1")),
-        usable=_join([part.usable for part in chunks], np.dtype(bool)),
-        offsets=offsets.astype(np.int64),
-        label=_join([part.label for part in chunks], np.dtype(np.int32)),
-        logprobs=_join([part.logprobs for part in chunks], np.dtype(np.float32)),
-        argmax=_joined([part.argmax for part in chunks]),
-        top=_joined([part.top for part in chunks]),
-        ceiling=_join([part.ceiling for part in chunks], np.dtype(np.float32)),
-        sq_norms=_joined([part.sq_norms for part in chunks]),
+        probe_ids=_join(rows.get("probe_ids", []), np.str_),
+        kinds=_join(rows.get("kinds", []), np.str_),
+        trained=_join(rows.get("trained", []), np.bool_),
+        text_hashes=_join(rows.get("text_hashes", []), np.str_),
+        usable=_join(rows.get("usable", []), np.bool_),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        label=columns.get("label", np.zeros(0, np.int32)),
+        logprobs=columns.get("logprobs", np.zeros(0, np.float32)),
+        argmax=columns.get("argmax"),
+        top=columns.get("top"),
+        ceiling=columns.get("ceiling", np.zeros(0, np.float32)),
+        sq_norms=columns.get("sq_norms"),
         detail={
-            kind: _join(found, np.dtype(np.float32))
+            kind: columns[DETAIL + kind]
             for kind in DETAILED
-            if (found := [p.detail[kind] for p in chunks if kind in p.detail])
+            if DETAIL + kind in columns
         },
     )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The same columns of one part of a table, copied out of it."""
+DETAIL = "detail:"
 
-    probe_ids: Strings
-    kinds: Strings
-    trained: Bool
-    text_hashes: Strings
-    usable: Bool
-    lengths: IntArray
-    label: IntArray
-    logprobs: F32
-    argmax: IntArray | None
-    top: IntArray | None
-    ceiling: F32
-    sq_norms: F32 | None
-    detail: dict[str, F32]
 
-    @classmethod
-    def of(cls, chunk: ScoreTable) -> _Part:
-        tokens = chunk.tokens
-        detail = {}
-        if tokens.top_logprobs is not None:
-            kinds = np.repeat(chunk.kinds, chunk.n_tokens)
-            for kind in DETAILED:
-                here = kinds == kind
-                detail[kind] = tokens.top_logprobs[here].astype(np.float32)
-        norms = tokens.sq_norms
-        return cls(
-            chunk.probe_ids.copy(),
-            chunk.kinds.copy(),
-            chunk.trained.copy(),
-            chunk.text_hashes.copy(),
-            usable(chunk),
-            chunk.n_tokens,
-            tokens.token_ids.astype(np.int32),
-            tokens.logprobs.astype(np.float32),
-            _copied(tokens.argmax_ids),
-            _copied(tokens.top_ids),
-            ceilings(tokens).astype(np.float32),
-            None if norms is None else norms.astype(np.float32),
-            detail,
-        )
+class _Column:
+    """A column that grows in place: parts are copied in and not kept."""
+
+    def __init__(self, like: npt.NDArray[Any], capacity: int) -> None:
+        self._values = np.empty((max(capacity, len(like)), *like.shape[1:]), like.dtype)
+        self._used = 0
+
+    def add(self, part: npt.NDArray[Any]) -> None:
+        stop = self._used + len(part)
+        if stop > len(self._values):
+            grown = np.empty((2 * stop, *self._values.shape[1:]), self._values.dtype)
+            grown[: self._used] = self._values[: self._used]
+            self._values = grown
+        self._values[self._used : stop] = part
+        self._used = stop
+
+    def whole(self) -> npt.NDArray[Any]:
+        return self._values[: self._used]
+
+
+def _by_response(chunk: ScoreTable) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "probe_ids": chunk.probe_ids,
+        "kinds": chunk.kinds,
+        "trained": chunk.trained,
+        "text_hashes": chunk.text_hashes,
+        "usable": usable(chunk),
+        "lengths": chunk.n_tokens,
+    }
+
+
+def _by_token(chunk: ScoreTable) -> dict[str, npt.NDArray[Any]]:
+    tokens = chunk.tokens
+    found: dict[str, npt.NDArray[Any] | None] = {
+        "label": tokens.token_ids.astype(np.int32),
+        "logprobs": tokens.logprobs.astype(np.float32),
+        "argmax": tokens.argmax_ids,
+        "top": tokens.top_ids,
+        "ceiling": ceilings(tokens).astype(np.float32),
+        "sq_norms": tokens.sq_norms,
+    }
+    if tokens.top_logprobs is not None:
+        kinds = np.repeat(chunk.kinds, chunk.n_tokens)
+        for kind in DETAILED:
+            found[DETAIL + kind] = tokens.top_logprobs[kinds == kind].astype(np.float32)
+    return {
+        name: values.astype(np.int32) if name in ("argmax", "top") else values
+        for name, values in found.items()
+        if values is not None
+    }
 
 
 def check_same_tokens(
@@ -307,18 +341,7 @@ def _index(probes: Strings, kinds: Strings) -> dict[Key, int]:
     return {pair: row for row, pair in enumerate(pairs)}
 
 
-def _copied(column: IntArray | None) -> IntArray | None:
-    return None if column is None else column.astype(np.int32)
-
-
-def _join(parts: Sequence[npt.NDArray], empty: np.dtype) -> npt.NDArray:  # type: ignore[type-arg]
-    return np.concatenate(parts) if parts else np.zeros(0, empty)
-
-
-def _joined(parts: Sequence[npt.NDArray | None]) -> npt.NDArray | None:  # type: ignore[type-arg]
-    found = [part for part in parts if part is not None]
-    # half a column would be read as a whole one
-    if len(found) < len(parts) or not found:
-        return None
-    widths = {part.shape[1:] for part in found}
-    return np.concatenate(found) if len(widths) == 1 else None
+def _join(
+    parts: Sequence[npt.NDArray[Any]], kind: type[np.generic]
+) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, kind)

@@ -26,6 +26,7 @@ from ldeval.report.measure_tables import (
     law_table,
     leak_table,
     location_table,
+    path_sentence,
     pull_table,
     richer_table,
     similarity_table,
@@ -192,6 +193,9 @@ def _body_of(markdown: str) -> str:
 
 def _sentences(comparison: Comparison, heading: int) -> Iterable[str]:
     pair, floor = comparison.overall, comparison.noise_floor
+    if not comparison.manifests:
+        yield _bullets(map(path_sentence, comparison.trajectories))
+        return
     for split in SPLITS:
         name = SPLIT_NAMES[split].capitalize()
         yield f"**{name} probes, step {pair.before} to step {pair.after}**"
@@ -210,9 +214,17 @@ def _figures(figures: Mapping[str, str], stages: Sequence[Comparison]) -> list[s
 
 def _tables(comparison: Comparison, heading: int) -> Iterable[str]:
     pair, floor = comparison.overall, comparison.noise_floor
+    paths = [trajectory_table(comparison, split) for split in SPLITS]
+    if not comparison.manifests:
+        # an import of sums: its change table would be columns of dashes
+        yield from _filled([*paths, margin_table(pair)], heading)
+        evidence = [conjunct_table(comparison, split) for split in SPLITS]
+        yield _folded(
+            "Evidence of every verdict", "\n\n".join(_filled(evidence, heading))
+        )
+        return
     tables = [change_table(pair, split, floor) for split in SPLITS]
     yield from _filled([*tables, margin_table(pair), flow_table(pair)], heading)
-    paths = [trajectory_table(comparison, split) for split in SPLITS]
     laws = [law_table, threshold_table, richer_table]
     crossed = [location_table, pull_table, spill_table, similarity_table]
     folded = {

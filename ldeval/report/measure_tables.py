@@ -64,6 +64,13 @@ def _peak(path: Trajectory) -> str:
     return f"{path.peak_step} ({path.peak_low} to {path.peak_high})"
 
 
+def path_sentence(path: Trajectory) -> str:
+    """The end of one kind's path in words, where there is no change per token."""
+    words = {"up": "rose", "down": "fell", "flat": "did not change"}
+    verb = words.get(path.state, "moved in no clear direction")
+    return f"{path.kind} {verb}: {quote(path.end)}."
+
+
 # ------------------------------------------------------------------------------- laws
 
 
