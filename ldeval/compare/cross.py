@@ -23,6 +23,7 @@ from scipy.spatial.distance import squareform
 
 from ldeval.compare.clusters import Term, cluster_labels, estimate
 from ldeval.compare.delta import NATS_PER_RESPONSE, NATS_PER_TOKEN
+from ldeval.compare.digest import Digest
 from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.fieller import fieller_estimate
 from ldeval.compare.memory import crossover_leak, spill_over
@@ -217,7 +218,7 @@ def _location(evidence: SplitEvidence, kind: str, bootstrap: Bootstrap) -> Locat
     )
 
 
-def _split_parts(table, rows: Index) -> Mapping[str, Float]:  # type: ignore[no-untyped-def]
+def _split_parts(table: Digest, rows: Index) -> Mapping[str, Float]:
     parts = table.parts("own").at(rows)
     # a response of one token is its first token, and has no other end
     end = np.where(parts.tokens > 1, parts.end, 0.0)

@@ -7,7 +7,7 @@ and none is a claim. Derived argmax rows belong to no family.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -25,7 +25,10 @@ def adjusted_pairs(pairs: Sequence[PairComparison]) -> tuple[PairComparison, ...
     return tuple(_replaced(pairs, benjamini_hochberg))
 
 
-def _replaced(pairs: Sequence[PairComparison], adjust) -> list[PairComparison]:  # type: ignore[no-untyped-def]
+def _replaced(
+    pairs: Sequence[PairComparison],
+    adjust: Callable[[Sequence[float]], list[float]],
+) -> list[PairComparison]:
     found = [list(pair.changes) for pair in pairs]
     for split in get_args(Split):
         places = [

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ldeval.compare.chunk import OFF, ON
 from ldeval.compare.clusters import Term, estimate, estimate_between
-from ldeval.compare.digest import OFF, ON, Digest
+from ldeval.compare.digest import Digest
 from ldeval.compare.pairing import PairedRows, split_rows
 from ldeval.compare.stats import Bootstrap, Float, bounded_estimate
 from ldeval.compare.stored import Bool

@@ -21,12 +21,11 @@ import numpy as np
 
 from ldeval.compare.clusters import Labels, Strings, Term, cluster_labels
 from ldeval.compare.pairing import PairedRows, Rows, split_rows
+from ldeval.compare.ranks import rank_correlation, rank_estimate
 from ldeval.compare.stats import (
     DISPLAY_LEVEL,
     Bootstrap,
     Float,
-    rank_correlation,
-    rank_estimate,
     slope_estimate,
 )
 from ldeval.records import KIND_NAMES, Estimate, InfluenceCell, Split, split_name

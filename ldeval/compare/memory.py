@@ -15,11 +15,13 @@ from itertools import pairwise
 import numpy as np
 import scipy.special as special
 
-from ldeval.compare.clusters import Term, cluster_labels, estimate
+from ldeval.compare.clusters import Strings, Term, cluster_labels, estimate
 from ldeval.compare.delta import NATS_PER_TOKEN
+from ldeval.compare.digest import Digest
 from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.stats import DISPLAY_LEVEL, Bootstrap, Float, slope_estimate
+from ldeval.compare.stored import Bool
 from ldeval.records import KIND_NAMES, Estimate, SpillOver
 
 IRRELEVANT = ("irrelevant_train", "irrelevant_test")
@@ -72,7 +74,7 @@ def _difference(one: Estimate, two: Estimate) -> Estimate:
     )
 
 
-_Columns = tuple[Float, Float, np.ndarray, np.ndarray]
+_Columns = tuple[Float, Float, Strings, Strings]
 
 
 def _source_pairs(
@@ -101,7 +103,7 @@ def _source_pairs(
     return _columns(first, per_token, found[0]), _columns(first, per_token, found[1])
 
 
-def _columns(first, per_token: Float, pairs: list[tuple[int, int]]) -> _Columns:  # type: ignore[no-untyped-def]
+def _columns(first: Digest, per_token: Float, pairs: list[tuple[int, int]]) -> _Columns:
     left = np.array([source for source, _ in pairs], np.intp)
     right = np.array([row for _, row in pairs], np.intp)
     return (
@@ -134,7 +136,7 @@ def spill_over(
 
 
 def _spill(
-    kind: str, term: Term, changes: Float, direct: np.ndarray, bootstrap: Bootstrap
+    kind: str, term: Term, changes: Float, direct: Bool, bootstrap: Bootstrap
 ) -> SpillOver:
     """Args: changes: [C, R] since the first; direct: [C − 1, R]."""
     steps = np.diff(changes, axis=0)

@@ -11,7 +11,7 @@ seeds are given their runs are the unit instead, with Welch's interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -24,18 +24,16 @@ from ldeval.compare.cross import collateral
 from ldeval.compare.delta import NATS_PER_TOKEN
 from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
-from ldeval.compare.logic import is_above, is_below, truth, unsettled
 from ldeval.compare.pairing import align, check_manifests
 from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.reference import build_reference
-from ldeval.compare.squeeze import OTHERS
 from ldeval.compare.stats import DISPLAY_LEVEL, REPLICATES, Bootstrap, Float
 from ldeval.compare.thresholds import Thresholds
+from ldeval.compare.versus_claims import run_claims
 from ldeval.errors import MismatchError
 from ldeval.records import (
     KIND_NAMES,
     OBJECTIVES,
-    Claim,
     Decay,
     Estimate,
     Scale,
@@ -46,7 +44,6 @@ from ldeval.records import (
 )
 
 DERIVED = ("argmax:chosen", "argmax:rejected")
-UNRELATED = ("irrelevant_test", "random_sentence", "permuted", "random_words")
 POINTS_AT_MOST = 12
 
 
@@ -208,7 +205,11 @@ class _Versus:
             reached=reached,
             points=tuple(points),
             decays=tuple(decays),
-            claims=self._claims(reached),
+            claims=run_claims(
+                lambda kinds: self._mean_difference(kinds, reached),
+                (_negative(self.side_a[0]), _negative(self.side_b[0])),
+                self.limits,
+            ),
             notes=tuple(self._notes()),
         )
 
@@ -289,12 +290,8 @@ class _Versus:
             sides.append(np.array(values))
         return welch(sides[0], sides[1])
 
-    # ------------------------------------------------------------------------- claims
-
-    def _claims(self, x: float) -> tuple[Claim, ...]:
-        return (self._d3(x), self._d5(x), self._e1(x))
-
     def _mean_difference(self, kinds: Sequence[str], x: float) -> Estimate:
+        """Mean over kinds of b − a at place x, at the verdict level."""
         terms: list[Term] = []
         found = [t for k in kinds if (t := self._terms(k, "trained", x)) is not None]
         for one, two in found:
@@ -302,80 +299,11 @@ class _Versus:
             terms += [two.times(weight), one.times(-weight)]
         if not terms:
             return Estimate.undefined(
-                "no such kind in both runs", unit=NATS_PER_TOKEN, level=0.99
+                "no such kind in both runs",
+                unit=NATS_PER_TOKEN,
+                level=self.limits.level,
             )
         return self._estimate(terms, self.limits.level)
-
-    def _claim(
-        self,
-        name: str,
-        statement: str,
-        test: str,
-        value: bool | None,
-        effect: Mapping[str, Estimate],
-        reason: str | None = None,
-    ) -> Claim:
-        clusters = max((e.clusters for e in effect.values()), default=0)
-        if clusters < self.limits.min_clusters:
-            value = None
-            reason = (
-                f"{clusters} clusters of prompts; at least {self.limits.min_clusters} "
-                "are needed"
-            )
-        elif value is None and reason is None:
-            reason = unsettled(effect)
-        return Claim(name, statement, test, truth(value), "trained", effect, reason)
-
-    def _d3(self, x: float) -> Claim:
-        found = self._mean_difference(UNRELATED, x)
-        sorts = [_negative(side[0]) for side in (self.side_a, self.side_b)]
-        value, reason = is_below(found, -self.limits.change_nats), None
-        if sorts != [False, True]:
-            value = None
-            reason = "asks for SFT as run A and preference training as run B, declared"
-        return self._claim(
-            "D3",
-            "DPO takes unrelated text down much faster than SFT does",
-            "mean of unrelated and shuffled kinds, B − A below −m",
-            value,
-            {"unrelated, B - A": found},
-            reason,
-        )
-
-    def _d5(self, x: float) -> Claim:
-        found = self._mean_difference(["chosen"], x)
-        value, reason = is_below(found, -self.limits.change_nats), None
-        if [_negative(s[0]) for s in (self.side_a, self.side_b)] != [True, True]:
-            value, reason = None, "asks for two declared runs of preference training"
-        return self._claim(
-            "D5",
-            "More SFT before DPO worsens squeezing (B taken as the run with more)",
-            "chosen, B − A below −m",
-            value,
-            {"chosen, B - A": found},
-            reason,
-        )
-
-    def _e1(self, x: float) -> Claim:
-        others = self._mean_difference(OTHERS, x)
-        top = self._mean_difference(["argmax:rejected"], x)
-        slower = is_above(others, self.limits.change_nats)
-        calmer = is_below(top, 0.0)
-        value = None if None in (slower, calmer) else bool(slower and calmer)
-        if False in (slower, calmer):
-            value = False
-        reason = None
-        if [_negative(s[0]) for s in (self.side_a, self.side_b)] != [True, True]:
-            value, reason = None, "asks for two declared runs of preference training"
-        return self._claim(
-            "E1",
-            "After SFT on both responses DPO takes the others down more slowly (B taken"
-            " as that run)",
-            "mean of the others, B − A above m; argmax along rejected, B − A below 0",
-            value,
-            {"others, B - A": others, "argmax:rejected, B - A": top},
-            reason,
-        )
 
     def _notes(self) -> list[str]:
         a, b = self.side_a[0], self.side_b[0]

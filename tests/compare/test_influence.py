@@ -11,7 +11,7 @@ import scipy.stats
 
 from ldeval.compare import Bootstrap, influence, pair_rows
 from ldeval.compare.influence import partial_slope
-from ldeval.compare.stats import rank_estimate
+from ldeval.compare.ranks import rank_estimate
 
 from .conftest import lift, make_world
 

@@ -10,10 +10,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ldeval.compare.ranks import rank_correlation
 from ldeval.compare.stats import (
     Bootstrap,
     bounded_estimate,
-    rank_correlation,
     ratio_estimate,
     slope_estimate,
     state,
