@@ -60,20 +60,17 @@ def main() -> int:
     print(
         f"{options.probes} probes x {len(KIND_NAMES)} kinds x {options.tokens} tokens"
     )
-    print(
-        f"{'checkpoints':>11} {'seconds':>9} {'CPU s':>9} {'CPU s each':>11} {'peak MiB':>9}"
-    )
+    heads = ("checkpoints", "seconds", "CPU s", "CPU s each", "peak MiB")
+    print(" ".join(f"{head:>11}" for head in heads))
     for count in options.checkpoints:
         command = [sys.executable, __file__, "--store", str(options.store)]
         done = subprocess.run(
             [*command, "--only", str(count)], capture_output=True, text=True, check=True
         )
         found = json.loads(done.stdout.splitlines()[-1])
-        each = found["cpu"] / count
-        line = (
-            f"{count:>11} {found['seconds']:>9.1f} {found['cpu']:>9.1f} {each:>11.1f}"
-        )
-        print(f"{line} {found['mib']:>9.0f}", flush=True)
+        shown = (found["seconds"], found["cpu"], found["cpu"] / count, found["mib"])
+        print(f"{count:>11} " + " ".join(f"{value:>11.1f}" for value in shown))
+        sys.stdout.flush()
     return 0
 
 

@@ -3,7 +3,7 @@
 A file opened in append mode holds no step. But every run begins with an evaluation of
 the same weights, so a later row that equals the first begins another run, and a rerun
 with the same data goes through nearly the same rows again. Rows are given out one
-after another: to the rerun where the row is nearest to what the first run had at that
+after another: to the run where the row is nearest to what another run had at that
 place, otherwise to the run whose last row it is nearest to.
 """
 
@@ -46,16 +46,23 @@ def separate_reruns(matrix: Rows) -> tuple[list[int], list[str]]:
 
 
 def _nearest(matrix: Rows, runs: list[list[int]], row: int) -> list[int]:
-    """The run that the row most likely continues."""
-    first = runs[0]
-    best, smallest = first, _distance(matrix, row, first[-1])
-    for run in runs[1:]:
-        # where the first run has been at this place, the rerun must look like it
-        expected = first[len(run)] if len(run) < len(first) else run[-1]
-        found = _distance(matrix, row, expected)
-        if found <= smallest:
-            best, smallest = run, found
-    return best
+    """The run that the row most likely continues.
+
+    By its distance to what a longer run had at the place that would be the row's, where
+    it is clearly nearer to that than to the run's own last row; otherwise by the
+    distance to the last row. Of equal ones a match with a longer run comes first, then
+    the run that was continued last.
+    """
+
+    def rank(run: list[int]) -> tuple[float, int, int]:
+        own = _distance(matrix, row, run[-1])
+        expected = [other[len(run)] for other in runs if len(other) > len(run)]
+        found = min((_distance(matrix, row, at) for at in expected), default=own)
+        if expected and found < 0.5 * own:
+            return found, 0, -run[-1]
+        return own, 1, -run[-1]
+
+    return min(runs, key=rank)
 
 
 def _distance(matrix: Rows, one: int, other: int) -> float:

@@ -112,7 +112,8 @@ def test_several_seeds_are_the_unit_where_they_are_given(world):
     )
     assert seeds is not None
     assert seeds.n == 5
-    assert seeds.low < 0.3 < seeds.high
+    assert seeds.value == pytest.approx(0.3, abs=0.01)
+    assert seeds.low < seeds.value < seeds.high
     assert compare_runs(a[:1], b[:1]).decays[0].seeds is None
 
 
