@@ -353,6 +353,8 @@ def welch(one: Float, two: Float, level: float = DISPLAY_LEVEL) -> Estimate:
         )
     parts = [side.var(ddof=1) / len(side) for side in (one, two)]
     error = math.sqrt(sum(parts))
+    if error == 0.0:
+        return Estimate(value, value, value, 0.0, level, count, count, NATS_PER_TOKEN)
     freedom = sum(parts) ** 2 / sum(
         p**2 / (len(side) - 1) for p, side in zip(parts, (one, two), strict=True)
     )
