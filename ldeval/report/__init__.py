@@ -17,6 +17,7 @@
     ├── canvas.py          the one door to matplotlib
     ├── curve_plot.py      log-probability against step
     ├── plots.py           changes, flow, influence
+    ├── measure_plots.py   rich and poor, likeness to chosen
     ├── figure_plan.py     which figures a report has
     ├── markdown.py        the whole report as Markdown
     ├── versus_report.py   one run against another

@@ -12,6 +12,7 @@ import pytest
 from ldeval.compare import compare_run
 from ldeval.records import Comparison
 from ldeval.report import dumps, print_summary, render_markdown, to_csv
+from ldeval.report.figure_plan import plan
 from ldeval.report.measure_tables import (
     claim_table,
     law_table,
@@ -97,3 +98,15 @@ def test_the_summary_names_states_and_claims(measured: Comparison) -> None:
     text = print_summary(measured)
     assert "The paper's claims" in text
     assert "squeezing" in text
+
+
+def test_rich_and_poor_and_likeness_have_figures(measured: Comparison) -> None:
+    figures = {item.key: item for item in plan([measured])}
+    richer = figures["richer"].draw()
+    assert len(richer.axes) == 2
+    lines = {line.get_gid() for axes in richer.axes for line in axes.get_lines()}
+    assert {"chosen/trained", "rejected/trained"} <= lines
+    drawn = richer.axes[0].get_lines()[0].get_ydata()
+    assert list(drawn) == [item.change.value for item in measured.richer[0].bins]
+    slopes = figures["similarity"].draw().axes[0].get_lines()[0].get_ydata()
+    assert list(slopes) == [p.slope.value for p in measured.cross[0].similarity]
