@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from ldeval.compare import Bootstrap, Thresholds, decide, digests
 from ldeval.compare.evidence import SplitEvidence
+from ldeval.compare.fieller import fieller_estimate
 from ldeval.compare.squeeze import Question
 from ldeval.compare.stats import ratio_estimate, slope_estimate
 from ldeval.records import (
@@ -163,9 +164,7 @@ def estimate_of(
             bootstrap=boot,
         )
     if statistic == "share":
-        return ratio_estimate(
-            p.gained[rows, None], p.lost[rows, None], one, unit="", n=n, bootstrap=boot
-        )
+        return fieller_estimate(p.gained[rows], p.lost[rows], unit="", n=n)
     x, y = p.change[rows] / p.tokens[rows], p.other[rows] / p.tokens[rows]
     return slope_estimate(x, y, np.arange(n), bootstrap=boot)
 
@@ -185,9 +184,9 @@ def coverage(
     hits = used = 0
     for _ in range(repetitions):
         rows = rng.integers(0, len(population.change), size)
-        if statistic == "share" and population.lost[rows].sum() <= 0:
-            continue  # no loss, no share: the product leaves it undefined
         found = estimate_of(population, rows, statistic, boot)
+        if np.isnan(found.value):
+            continue  # no clear loss, no share: it is left undefined
         hits += found.low <= truth <= found.high
         used += 1
     return hits / used

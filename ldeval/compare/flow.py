@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ldeval.compare.chunk import OFF, ON
-from ldeval.compare.clusters import Term, estimate, estimate_between
+from ldeval.compare.clusters import Term, cluster_labels, estimate_between
 from ldeval.compare.digest import Digest
+from ldeval.compare.fieller import fieller_estimate
 from ldeval.compare.pairing import PairedRows, split_rows
-from ldeval.compare.stats import Bootstrap, Float, bounded_estimate
+from ldeval.compare.stats import Bootstrap, Float, bounded_estimate, sums_by
 from ldeval.compare.stored import Bool
 from ldeval.records import KIND_NAMES, Estimate, Flow, Split, Stratum, split_name
 
@@ -198,13 +199,7 @@ class _Flow:
         )
 
     def _share(self, label: Estimate, low: Float, high: Float, column: int) -> Estimate:
-        return share(
-            self._term(-low[:, 0]),
-            label,
-            low[:, column],
-            high[:, column],
-            self.bootstrap,
-        )
+        return share(self._term(-low[:, 0]), label, low[:, column], high[:, column])
 
     def _risen(self) -> Estimate:
         low, high = self.after.risen
@@ -227,10 +222,11 @@ def _ratio(value: float, total: float) -> float:
 _BINS = tuple(enumerate(BIN_NAMES))
 
 
-def share(
-    lost: Term, label: Estimate, low: Float, high: Float, bootstrap: Bootstrap
-) -> Estimate:
-    """Net share of the lost label mass that one bin got.
+def share(lost: Term, label: Estimate, low: Float, high: Float) -> Estimate:
+    """Net share of the lost label mass that one bin got, with Fieller's interval.
+
+    Fieller's, since the denominator is random too: the bootstrap-t of the ratio covers
+    88 to 90% at 24 prompts where 95% is named (``scripts/campaign_coverage.py``).
 
     Args:
         lost: Σ of the label's loss over each response, as numerators.
@@ -241,14 +237,18 @@ def share(
     if not (label.low > 0 or label.high < 0):
         reason = label.reason or NO_LOSS
         return Estimate.undefined(reason, unit=SHARE, level=level)
-    sign = math.copysign(1.0, -label.value)
+    (labels,), clusters = cluster_labels([lost])
+    total = sums_by(labels, lost.numerators, clusters)
 
     def of(side: Float) -> Estimate:
-        # Σ f_b / Σ lost, both turned where the label gained: the denominator is > 0
-        term = replace(
-            lost, numerators=sign * side, denominators=sign * lost.numerators
+        return fieller_estimate(
+            sums_by(labels, side, clusters),
+            total,
+            unit=SHARE,
+            n=len(lost),
+            level=level,
+            missing=NO_LOSS,
         )
-        return estimate([term], unit=SHARE, bootstrap=bootstrap, level=level)
 
     first = of(low)
     if np.array_equal(low, high):

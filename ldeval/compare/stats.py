@@ -245,7 +245,9 @@ def slope_estimate(
 
     b = Σ (x − x̄)(y − ȳ) / Σ (x − x̄)², linearised as
     e_g = G Σ_{i∈g} (x_i − x̄) r_i / Σ (x − x̄)² with r the residuals: the
-    cluster-robust (sandwich) standard error with the factor G/(G − 1).
+    cluster-robust (sandwich) standard error with the factor G/(G − 1). That is too
+    small where few prompts have much leverage, so the interval is widened in the ratio
+    of the jackknife's standard error to it.
 
     Args:
         x, y: [R].
@@ -270,7 +272,7 @@ def slope_estimate(
     features = np.stack(
         [np.bincount(labels, weights=c, minlength=clusters) for c in columns], axis=1
     ).astype(np.float64)
-    return studentized_estimate(
+    found = studentized_estimate(
         value,
         features[:, 0] * clusters / square,
         features[:, 3],
@@ -280,6 +282,37 @@ def slope_estimate(
         n=rows,
         bootstrap=bootstrap,
         level=level,
+    )
+    return _scaled(found, _jackknife_error(features))
+
+
+def _jackknife_error(features: Float) -> float:
+    """Standard error of a slope from the slopes without one cluster each; NaN where one
+    of these is undefined.
+
+    The linearised error trusts points of high leverage, which pull the line to them.
+    """
+    clusters = len(features)
+    cross, of_y, of_x, count, of_square = (features.sum(axis=0) - features).T
+    count = np.where(count > 0, count, np.nan)
+    spread = of_square - of_x**2 / count
+    total = float(features[:, 4].sum())
+    spread = np.where(spread > 1e-9 * total, spread, np.nan)
+    shifts = (cross - of_x * of_y / count) / spread
+    squares = float(np.sum((shifts - shifts.mean()) ** 2))
+    return math.sqrt((clusters - 1) / clusters * squares)
+
+
+def _scaled(found: Estimate, error: float) -> Estimate:
+    """The interval widened in the ratio of ``error``, if larger, to its own error."""
+    if not (0 < found.se < error):
+        return found
+    ratio = error / found.se
+    return replace(
+        found,
+        low=found.value - ratio * (found.value - found.low),
+        high=found.value + ratio * (found.high - found.value),
+        se=error,
     )
 
 
