@@ -18,9 +18,12 @@ LEVELS = {
     "probes": 2,
     "checkpoints": 2,
     "store": 2,
+    "imported": 2,
     "doctor": 2,
     "scoring": 3,
     "compare": 3,
+    "reuse": 3,
+    "run_checks": 3,
     "harness": 4,
     "dynamics": 4,
     "sweep": 5,
@@ -28,7 +31,8 @@ LEVELS = {
     "report": 5,
     "watch": 6,
     "ldeval": 7,
-    "cli": 8,
+    "cli_results": 8,
+    "cli": 9,
 }
 """Leftmost lowest; rooms of one level do not import each other."""
 
