@@ -25,7 +25,7 @@ from ldeval.probes import ProbeSet, read_probes
 from ldeval.records import Checkpoint, ScoreTable
 from ldeval.scoring.known_answers import compare_known
 from ldeval.scoring.score import encode_probes, score_probes, score_requests
-from ldeval.scoring.server import ServedVllm, VllmServer, server_arguments
+from ldeval.scoring.server import NAME, ServedVllm, VllmServer, server_arguments
 from ldeval.scoring.sources import model_source
 from ldeval.store import load_run
 from ldeval.sweep import SweepSettings, sweep
@@ -345,14 +345,15 @@ def test_adapters_are_swept_from_the_command_line(
 
 
 def _left_behind(text: str) -> list[str]:
-    """Command lines of vLLM's servers of a model that still run."""
+    """Command lines of a model's servers that a sweep started and that still run."""
+    own = f"serve {text} --host 127.0.0.1"
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if "vllm.entrypoints.cli.main serve" in line and f"serve {text} " in line:
+        if own in line and f"--served-model-name {NAME} " in line:
             found.append(line)
     return found
 
