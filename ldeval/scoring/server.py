@@ -46,7 +46,7 @@ START_LIMIT = 1800.0
 """Seconds until a server that is not ready counts as stuck."""
 CONTROL_LIMIT = 600.0
 """Seconds for one swap."""
-LOG_LINES = 25
+LOG_LINES = 40
 """Lines of the server's log that an error shows."""
 
 CLIENT_DEFAULTS: Mapping[str, Any] = {
@@ -253,9 +253,9 @@ class VllmServer:
 
     def stop(self) -> None:
         """End the server; safe to call again."""
-        if self._process.status is not None and self.ready:
+        if self.ready and not self._healthy():
             last = self._process.last_lines(LOG_LINES)
-            log.error("vllm serve ended by itself. Its last words:\n%s", last)
+            log.error("vllm serve broke down. Its last words:\n%s", last)
         self.ready = False
         self._process.stop()
         self._session.close()
