@@ -48,7 +48,7 @@ def score(
     Raises:
         LdevalError: naming what is wrong with the probes, the model or the scores.
     """
-    from ldeval.sweep import score_model
+    from ldeval.scoring.single import score_model
 
     return score_model(
         str(model),
@@ -79,7 +79,8 @@ def diff(
     """Compare successive checkpoints, and the first with the last.
 
     Args:
-        run: ``STORE/RUN``, or tables of one run.
+        run: ``STORE/RUN``, scored or imported, or tables of one run. A stored run is
+            read part by part, so its size is bounded by the disk alone.
         allow_mixed: compare even where backends or dtypes differ.
 
     Raises:
@@ -88,12 +89,17 @@ def diff(
     from pathlib import Path
 
     from ldeval.compare import compare_run
-    from ldeval.records import OBJECTIVES
-    from ldeval.store import load_run, read_trained
+    from ldeval.compare.imported import compare_levels
+    from ldeval.imported import is_imported, read_levels
+    from ldeval.records import OBJECTIVES, ScoreSource
+    from ldeval.store import open_run, read_trained
 
     trained = None
+    tables: Sequence[ScoreSource]
     if isinstance(run, (str, Path)):
-        tables = load_run(run)
+        if is_imported(run):
+            return compare_levels(read_levels(run))
+        tables = open_run(run)
         name = Path(run).name
         trained = read_trained(run)
     else:
@@ -108,6 +114,7 @@ def diff(
         noise_floor=max((floor.nats_per_token for floor in floors), default=None),
         trained_log=trained,
         objective_has_negative=None if objective is None else OBJECTIVES[objective],
+        objective=objective,
         allow_mixed=allow_mixed,
     )
 

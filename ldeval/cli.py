@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
 from ldeval.commands.probes import add_probes_commands, check
+from ldeval.commands.results import add_results_commands
 from ldeval.errors import LdevalError, MismatchError
-from ldeval.records import OBJECTIVES, VERDICT_NAMES
+from ldeval.records import OBJECTIVES
 
 
 def run() -> NoReturn:
@@ -64,8 +65,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     add_probes_commands(commands)
     _sweep_command(commands)
-    _diff_command(commands)
-    _report_command(commands)
+    add_results_commands(commands)
     command = _add(commands, "ls", _ls, "list the runs of a store and their steps")
     command.add_argument("store", type=Path)
     command = _add(commands, "validate", _validate, "check a probe file or a store")
@@ -98,7 +98,12 @@ def _sweep_command(commands: Any) -> None:
         help="the model that 'initial' responses must come from, where the run's base "
         "is itself fine-tuned (default: --base)",
     )
-    command.add_argument("--model", default="hf", help="harness model type")
+    command.add_argument("--model", help="harness model type (default: hf)")
+    command.add_argument(
+        "--serve",
+        action="store_true",
+        help="start vLLM's server for this run and score through it (--model vllm)",
+    )
     command.add_argument("--model_args", default="", help="as in lm_eval")
     command.add_argument("--apply_chat_template", action="store_true")
     command.add_argument("--system_instruction")
@@ -138,7 +143,8 @@ def _sweep(options: argparse.Namespace) -> int:
         probes=probes,
         store=options.store,
         run=options.run or options.run_dir.resolve().name,
-        model=options.model,
+        model=options.model or ("vllm" if options.serve else "hf"),
+        serve=options.serve,
         model_args=simple_parse_args_string(options.model_args),
         span=options.span,
         apply_chat_template=options.apply_chat_template,
@@ -208,97 +214,6 @@ def _validate(options: argparse.Namespace) -> int:
                 print(f"{name} step {item.step}: {error}")
     print(f"{options.path}: {checked} tables checked, {faults} with faults")
     return 1 if faults else 0
-
-
-# ----------------------------------------------------------------------- diff, report
-
-
-def _diff_command(commands: Any) -> None:
-    command = _add(commands, "diff", _diff, "what changed between checkpoints")
-    command.add_argument(
-        "run",
-        type=Path,
-        nargs="+",
-        help="STORE/RUN; or two --output_path folders of plain lm_eval runs",
-    )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
-    command.add_argument("--report", type=Path, metavar="DIR", help="write a report")
-    command.add_argument(
-        "--allow-mixed", action="store_true", help="backends or dtypes may differ"
-    )
-    command.add_argument(
-        "--fail-on",
-        action="append",
-        choices=VERDICT_NAMES,
-        default=[],
-        help="exit 1 where this verdict holds on trained probes",
-    )
-
-
-def _diff(options: argparse.Namespace) -> int:
-    from ldeval.report import dumps, print_summary, write_report
-
-    comparison = _comparison(options.run, options.allow_mixed)
-    print(print_summary(comparison))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(dumps(comparison), encoding="utf-8")
-    if options.report is not None:
-        path = write_report([comparison], options.report, title=comparison.run)
-        print(f"report: {path}")
-    held = [
-        verdict.name
-        for verdict in comparison.verdicts
-        if verdict.state == "holds"
-        and verdict.split == "trained"
-        and verdict.name in options.fail_on
-    ]
-    if held:
-        print(f"ldeval: --fail-on: {', '.join(held)} holds", file=sys.stderr)
-    return 1 if held else 0
-
-
-def _comparison(paths: Sequence[Path], allow_mixed: bool) -> Any:
-    """Compare a stored run, or two folders of plain harness runs."""
-    import ldeval
-    from ldeval.compare import compare_run
-    from ldeval.harness import read_output
-    from ldeval.scoring.tables import as_reference, attach_reference, reference_ids
-
-    if len(paths) == 1:
-        return ldeval.diff(paths[0], allow_mixed=allow_mixed)
-    if len(paths) != 2:
-        raise MismatchError(
-            f"{len(paths)} folders were given. Give one STORE/RUN, or the two "
-            "--output_path folders of two lm_eval runs."
-        )
-    name = f"{paths[0].name} to {paths[1].name}"
-    before = as_reference(read_output(paths[0], run=name, step=0))
-    after = read_output(paths[1], run=name, step=1)
-    after = attach_reference(after, reference_ids(before), 0)
-    return compare_run([before, after], run=name, allow_mixed=allow_mixed)
-
-
-def _report_command(commands: Any) -> None:
-    command = _add(commands, "report", _report, "write a report of one or more runs")
-    command.add_argument("runs", type=Path, nargs="+", metavar="STORE/RUN")
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    command.add_argument("--title", default="What training did")
-    command.add_argument("--allow-mixed", action="store_true")
-
-
-def _report(options: argparse.Namespace) -> int:
-    import ldeval
-    from ldeval.report import print_summary, write_report
-
-    comparisons = [
-        ldeval.diff(run, allow_mixed=options.allow_mixed) for run in options.runs
-    ]
-    path = write_report(comparisons, options.output, title=options.title)
-    for comparison in comparisons:
-        print(print_summary(comparison))
-    print(f"report: {path}")
-    return 0
 
 
 # ----------------------------------------------------------------------- installation

@@ -22,7 +22,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,35 +238,128 @@ def read_table(folder: str | Path, *, verify: bool = True) -> ScoreTable:
     Raises:
         StoreError: when it is incomplete or damaged, naming the file.
     """
+    stored = open_table(folder, verify=verify)
+    parts = list(stored.chunks())
+    if len(parts) == 1:
+        return parts[0]
+    return _joined(stored.manifest, parts)
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """A step on disk, read part by part: its tokens never stand in memory at once."""
+
+    folder: Path
+    manifest: Manifest
+
+    def chunks(self) -> Iterator[ScoreTable]:
+        """Parts of whole responses, about a row group each.
+
+        Raises:
+            StoreError: a file is damaged.
+        """
+        try:
+            responses = pq.read_table(self.folder / RESPONSES)
+            with pq.ParquetFile(self.folder / TOKENS) as file:
+                yield from _parts(self.manifest, responses, file)
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            raise StoreError(
+                f"{self.folder}: the tables cannot be read ({error}). Delete this "
+                "step's folder and run the sweep again."
+            ) from error
+
+
+def open_table(folder: str | Path, *, verify: bool = True) -> StoredTable:
+    """A step, ready to be read part by part.
+
+    Args:
+        verify: check each file's size and SHA-256 against the manifest.
+
+    Raises:
+        StoreError: when it is incomplete or damaged, naming the file.
+    """
     folder = Path(folder)
     manifest = read_manifest(folder)
     if verify:
         for name in (RESPONSES, TOKENS):
             _verify(folder / name, manifest.files.get(name))
-    try:
-        responses = pq.read_table(folder / RESPONSES)
-        tokens = pq.read_table(folder / TOKENS)
-        lengths = responses["n_tokens"].to_numpy()
-        return ScoreTable(
-            manifest=manifest,
-            probe_ids=np.array(responses["probe_id"].to_pylist(), dtype=np.str_),
-            kinds=np.array(responses["kind"].to_pylist(), dtype=np.str_),
-            trained=responses["trained"].to_numpy().astype(np.bool_),
-            text_hashes=np.array(responses["text_hash"].to_pylist(), dtype=np.str_),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            tokens=TokenScores(
-                **{
-                    field.name: _column(tokens, field.name)
-                    for field in dataclasses.fields(TokenScores)
-                }
-            ),
-            logprob_sums=responses["logprob_sum"].to_numpy(),
+    return StoredTable(folder, manifest)
+
+
+def open_run(run: str | Path) -> list[StoredTable]:
+    """All complete steps of a run, ready to be read part by part.
+
+    Raises:
+        StoreError: when there is none, or one is damaged.
+    """
+    return [open_table(item.folder) for item in _complete(Path(run))]
+
+
+def _parts(
+    manifest: Manifest, responses: pa.Table, file: pq.ParquetFile
+) -> Iterator[ScoreTable]:
+    """Whole responses as their tokens come in; the rest waits for the next group."""
+    lengths = responses["n_tokens"].to_numpy()
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if len(lengths) and ends[-1] != file.metadata.num_rows:
+        raise ValueError(
+            f"{file.metadata.num_rows} tokens for {ends[-1]} in {RESPONSES}"
         )
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise StoreError(
-            f"{folder}: the tables cannot be read ({error}). Delete this step's folder "
-            "and run the sweep again."
-        ) from error
+    start, read = 0, 0
+    waiting: list[TokenScores] = []
+    for group in range(file.num_row_groups):
+        part = _token_scores(file.read_row_group(group, use_threads=False))
+        read += len(part)
+        waiting.append(part)
+        stop = int(np.searchsorted(ends, read, side="right"))
+        if stop == start and group < file.num_row_groups - 1:
+            continue
+        tokens = TokenScores.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+        if group == file.num_row_groups - 1:
+            stop = len(lengths)
+        first = int(ends[start - 1]) if start else 0
+        used = (int(ends[stop - 1]) if stop else 0) - first
+        yield _table(manifest, responses.slice(start, stop - start), tokens, used)
+        waiting = [tokens.slice(used, len(tokens))]
+        start = stop
+    if not file.num_row_groups:
+        empty = TokenScores(np.zeros(0, np.int32), np.zeros(0, np.float32))
+        yield _table(manifest, responses, empty, 0)
+
+
+def _table(
+    manifest: Manifest, responses: pa.Table, tokens: TokenScores, used: int
+) -> ScoreTable:
+    lengths = responses["n_tokens"].to_numpy()
+    return ScoreTable(
+        manifest=manifest,
+        probe_ids=np.array(responses["probe_id"].to_pylist(), dtype=np.str_),
+        kinds=np.array(responses["kind"].to_pylist(), dtype=np.str_),
+        trained=responses["trained"].to_numpy().astype(np.bool_),
+        text_hashes=np.array(responses["text_hash"].to_pylist(), dtype=np.str_),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        tokens=tokens.slice(0, used),
+        logprob_sums=responses["logprob_sum"].to_numpy(),
+    )
+
+
+def _token_scores(table: pa.Table) -> TokenScores:
+    names = [field.name for field in dataclasses.fields(TokenScores)]
+    return TokenScores(**{name: _column(table, name) for name in names})
+
+
+def _joined(manifest: Manifest, parts: list[ScoreTable]) -> ScoreTable:
+    counts = np.concatenate([part.n_tokens for part in parts])
+    return ScoreTable(
+        manifest=manifest,
+        probe_ids=np.concatenate([part.probe_ids for part in parts]),
+        kinds=np.concatenate([part.kinds for part in parts]),
+        trained=np.concatenate([part.trained for part in parts]),
+        text_hashes=np.concatenate([part.text_hashes for part in parts]),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        tokens=TokenScores.concatenate([part.tokens for part in parts]),
+        logprob_sums=np.concatenate([part.logprob_sums for part in parts]),
+    )
 
 
 def _column(table: pa.Table, name: str) -> Any:
@@ -305,14 +398,17 @@ def load_run(run: str | Path) -> list[ScoreTable]:
     Raises:
         StoreError: when there is none.
     """
-    folder = Path(run)
+    return [read_table(item.folder) for item in _complete(Path(run))]
+
+
+def _complete(folder: Path) -> list[StoredStep]:
     complete = [item for item in list_steps(folder) if item.complete]
     if not complete:
         raise StoreError(
             f"{folder}: no complete step in it. 'ldeval ls {folder.parent}' shows what "
             "there is; 'ldeval sweep' scores the rest."
         )
-    return [read_table(item.folder) for item in complete]
+    return complete
 
 
 # ------------------------------------------------------------------- what was trained

@@ -21,16 +21,12 @@ from ldeval.checkpoints import (
     describe_checkpoint,
     find_checkpoints,
     stored_dtype,
-    tensor_shapes,
     weights_hash,
 )
 from ldeval.errors import (
     CheckpointError,
-    IncompleteError,
     KnownAnswerError,
-    MismatchError,
     ScoringError,
-    StoreError,
     UnsupportedBackendError,
 )
 from ldeval.probes import ProbeSet
@@ -43,8 +39,10 @@ from ldeval.records import (
     ScoreTable,
     Span,
 )
+from ldeval.reuse import Question, from_another_run, is_finished
+from ldeval.run_checks import RunChecks
 from ldeval.scoring.known_answers import KnownAnswerCheck
-from ldeval.scoring.models import ModelSource, RestartedModels
+from ldeval.scoring.models import ModelSource
 from ldeval.scoring.noise import measure_noise
 from ldeval.scoring.score import (
     Key,
@@ -60,8 +58,6 @@ from ldeval.scoring.tables import (
 )
 from ldeval.store import (
     TRAINED,
-    StoredStep,
-    list_runs,
     read_manifest,
     read_table,
     step_folder,
@@ -97,6 +93,8 @@ class SweepSettings:
     run: str
     model: str = "hf"
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    serve: bool = False
+    """Let a ``vllm serve`` of the run's own compute (model ``vllm``)."""
     span: Span = "trl"
     apply_chat_template: bool = False
     system_instruction: str | None = None
@@ -156,6 +154,7 @@ def sweep_stages(
         settings.model_args,
         base=settings.base,
         checkpoints=[found for run in runs for found in find_checkpoints(run)],
+        serve=settings.serve,
     )
     try:
         for number, run in enumerate(runs):
@@ -202,8 +201,7 @@ class Sweep:
         self._source = source
         self._reference: dict[Key, IntArray] = {}
         self._reference_step: int | None = None
-        self._first: Manifest | None = None
-        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._alike = RunChecks()
         self._floors: set[tuple[str, str]] = set()
         origin = settings.initial_model or settings.base
         self._origin = None if origin is None else _checked_hash(origin)
@@ -227,6 +225,7 @@ class Sweep:
             "system_instruction": settings.system_instruction,
             "top_k": settings.top_k,
             "origin_weights": self._origin,
+            **({"serve": True} if settings.serve else {}),
         }
         self._scored: list[int] = []
         self._kept: list[int] = []
@@ -267,19 +266,25 @@ class Sweep:
     def _take(self, checkpoint: Checkpoint) -> None:
         settings = self._settings
         check_weights(checkpoint)
-        self._check_shapes(checkpoint)
+        self._alike.check_shapes(checkpoint)
         digest = weights_hash(checkpoint.folder)
+        question = Question(digest, settings.probes.content_hash, self._asked)
         folder = step_folder(settings.store, settings.run, checkpoint.step)
-        if self._finished(folder, digest):
+        if is_finished(folder, question):
             self._kept.append(checkpoint.step)
             self._count_floor(read_manifest(folder))
             if self._reference_step is None:
                 self._refer_to(read_table(folder))
             return
-        table = self._from_another_run(checkpoint, digest)
+        table = None
+        if self._reference_step is None:
+            # a first step: its own top tokens become the reference
+            table = from_another_run(
+                settings.store, settings.run, question, checkpoint, self._objective
+            )
         if table is None:
             table = self._scored_table(checkpoint, digest)
-        self._check_alike(table.manifest)
+        self._alike.check_alike(table.manifest)
         if self._reference_step is None:
             table = as_reference(table)
         else:
@@ -308,7 +313,7 @@ class Sweep:
             weights_hash=digest,
             probe_set_hash=settings.probes.content_hash,
             settings=self._asked,
-            objective=settings.objectives[0] if settings.objectives else None,
+            objective=self._objective,
             stored_dtype=stored_dtype(checkpoint.folder),
             seconds=time.monotonic() - started,
             notes=notes,
@@ -342,35 +347,10 @@ class Sweep:
             )
         return floor
 
-    def _from_another_run(
-        self, checkpoint: Checkpoint, digest: str
-    ) -> ScoreTable | None:
-        """The same weights scored on the same probes under another run's name, as
-        where DPO starts from the last checkpoint of SFT."""
-        settings = self._settings
-        if self._reference_step is not None:
-            return None  # only a first step: its own top tokens become the reference
-        for name, steps in _other_runs(settings).items():
-            for item in steps:
-                if not item.complete:
-                    continue
-                try:
-                    manifest = read_manifest(item.folder)
-                except StoreError as error:
-                    log.warning("not looked into: %s", error)
-                    continue
-                if self._asks_the_same(manifest, digest):
-                    log.info("%s: same weights as %s", checkpoint.path, item.folder)
-                    note = f"the same weights were scored as {name} step {item.step}"
-                    return _renamed(read_table(item.folder), settings, checkpoint, note)
-        return None
-
-    def _asks_the_same(self, manifest: Manifest, digest: str) -> bool:
-        return (
-            manifest.weights_hash == digest
-            and manifest.probe_set_hash == self._settings.probes.content_hash
-            and manifest.settings == self._asked
-        )
+    @property
+    def _objective(self) -> str | None:
+        declared = self._settings.objectives
+        return declared[0] if declared else None
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -401,56 +381,7 @@ class Sweep:
     def _refer_to(self, table: ScoreTable) -> None:
         self._reference = reference_ids(table)
         self._reference_step = table.manifest.step
-        self._first = table.manifest
-
-    def _finished(self, folder: Path, digest: str) -> bool:
-        """Whether this step is stored already; other scores there are refused."""
-        try:
-            manifest = read_manifest(folder)
-        except IncompleteError:
-            return False
-        wanted = {
-            "weights_hash": digest,
-            "probe_set_hash": self._settings.probes.content_hash,
-            "settings": self._asked,
-        }
-        for name, value in wanted.items():
-            found = getattr(manifest, name)
-            if found != value:
-                raise MismatchError(
-                    f"{folder} holds scores with {name} {found}, this sweep has "
-                    f"{value}. Use another --run or --store, or delete that folder."
-                )
-        return True
-
-    def _check_alike(self, manifest: Manifest) -> None:
-        """A checkpoint with another tokenizer is not of this run."""
-        if self._first is None:
-            return
-        for name in ("tokenizer_hash", "template_hash", "vocab_size"):
-            first, now = getattr(self._first, name), getattr(manifest, name)
-            if first != now:
-                raise CheckpointError(
-                    f"{manifest.checkpoint}: {name} is {now}, step {self._first.step} "
-                    f"has {first}. Is this checkpoint from another run? Scores in "
-                    "different tokens cannot be compared."
-                )
-
-    def _check_shapes(self, checkpoint: Checkpoint) -> None:
-        """Missing tensors would be filled with random numbers without a word."""
-        if checkpoint.layout == "adapter":
-            return
-        shapes = tensor_shapes(checkpoint.folder)
-        if self._shapes is None:
-            self._shapes = shapes
-        for name in sorted(self._shapes.keys() | shapes.keys()):
-            first, now = self._shapes.get(name), shapes.get(name)
-            if first != now:
-                raise CheckpointError(
-                    f"{checkpoint.path}: tensor {name!r} has shape {now}, the run's "
-                    f"first checkpoint has {first}. Is this checkpoint from another "
-                    "model, or incomplete?"
-                )
+        self._alike.remember(table.manifest)
 
     def _checked(
         self, lm: Any, checkpoint: Checkpoint, digest: str
@@ -471,68 +402,6 @@ class Sweep:
         return lm, (note, self._check.passed(lm, checkpoint, digest))
 
 
-def _other_runs(settings: SweepSettings) -> dict[str, list[StoredStep]]:
-    try:
-        runs = list_runs(settings.store)
-    except StoreError:
-        return {}  # no store yet, or nothing in it
-    return {name: steps for name, steps in runs.items() if name != settings.run}
-
-
-def _renamed(
-    table: ScoreTable, settings: SweepSettings, checkpoint: Checkpoint, note: str
-) -> ScoreTable:
-    manifest = replace(
-        table.manifest,
-        run=settings.run,
-        objective=settings.objectives[0] if settings.objectives else None,
-        step=checkpoint.step,
-        checkpoint=checkpoint.path,
-        notes=(*table.manifest.notes, note),
-    )
-    return replace(table, manifest=manifest)
-
-
 def _checked_hash(folder: str) -> str:
     check_weights(describe_checkpoint(folder, 0))
     return weights_hash(folder)
-
-
-def score_model(
-    model: str,
-    probes: ProbeSet,
-    *,
-    backend: str,
-    model_args: Mapping[str, Any],
-    apply_chat_template: bool = False,
-) -> ScoreTable:
-    """Score one model without a store.
-
-    Raises:
-        CheckpointError: when it cannot be loaded.
-        ScoringError: when its scores cannot be trusted.
-    """
-    checkpoint = describe_checkpoint(model, 0)
-    check_weights(checkpoint)
-    source = RestartedModels(backend, model_args, base=None)
-    try:
-        started = time.monotonic()
-        scored = score_probes(
-            source.open(checkpoint),
-            probes.probes,
-            apply_chat_template=apply_chat_template,
-        )
-    finally:
-        source.close()
-    table = build_table(
-        probes.probes,
-        scored,
-        run=Path(model).name,
-        step=0,
-        checkpoint=model,
-        weights_hash=weights_hash(model),
-        probe_set_hash=probes.content_hash,
-        stored_dtype=stored_dtype(model),
-        seconds=time.monotonic() - started,
-    )
-    return as_reference(table)

@@ -45,7 +45,9 @@ def watch(
         sleep: waits that long.
     """
     done: set[str] = set()
-    source = model_source(settings.model, settings.model_args, base=settings.base)
+    source = model_source(
+        settings.model, settings.model_args, base=settings.base, serve=settings.serve
+    )
     with contextlib.closing(source), Sweep(settings, run, source) as work:
         try:
             if settings.base is not None:

@@ -25,7 +25,7 @@ from ldeval.harness import (
 )
 from ldeval.probes import parse_probe, read_probes, write_probes
 from ldeval.records import KIND_GROUPS, KIND_NAMES
-from ldeval.sweep import score_model
+from ldeval.scoring.single import score_model
 from tests.scoring.conftest import open_hf
 from tests.tiny import save_tiny
 

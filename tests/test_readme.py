@@ -98,7 +98,10 @@ def test_the_commands_that_are_not_run_here_parse() -> None:
 
 def test_every_command_is_in_the_reference() -> None:
     table = README[README.index("## Command line") :]
-    for name in ("sweep", "ls", "diff", "report", "validate", "tasks", "doctor"):
+    for name in (
+        *("sweep", "ls", "diff", "report", "compare", "import"),
+        *("validate", "tasks", "doctor"),
+    ):
         assert f"`ldeval {name}" in table
     assert "`ldeval probes check" in table
 

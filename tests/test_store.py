@@ -199,3 +199,34 @@ def test_what_was_trained_is_read_by_step_and_a_bad_line_is_named(
     path.write_text('{"step": 1, "examples": ["a"]}\n{"step": "x"}\n')
     with pytest.raises(StoreError, match=r"trained.jsonl:2"):
         read_trained(tmp_path)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 100])
+def test_a_table_read_in_parts_is_the_table_whatever_the_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    monkeypatch.setattr(store, "_TOKENS_PER_ROW_GROUP", group)
+    written = table()
+    write_table(tmp_path / "step_000000", written)
+    parts = list(store.open_table(tmp_path / "step_000000").chunks())
+    assert sum(map(len, parts)) == len(written)
+    for part in parts:
+        assert part.offsets[-1] == len(part.tokens)
+    whole = read_table(tmp_path / "step_000000")
+    assert whole.probe_ids.tolist() == written.probe_ids.tolist()
+    assert whole.offsets.tolist() == written.offsets.tolist()
+    for name in ("token_ids", "logprobs", "top_ids", "ref_logprobs"):
+        mine, theirs = getattr(whole.tokens, name), getattr(written.tokens, name)
+        assert np.array_equal(mine, theirs, equal_nan=name == "ref_logprobs")
+
+
+def test_tokens_that_do_not_match_the_responses_are_refused(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "step_000000"
+    write_table(folder, table())
+    tokens = pq.read_table(folder / "tokens.parquet")
+    pq.write_table(tokens.slice(0, 5), folder / "tokens.parquet")
+    stored = store.open_table(folder, verify=False)
+    with pytest.raises(StoreError, match="5 tokens for 9"):
+        list(stored.chunks())

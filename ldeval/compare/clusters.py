@@ -79,13 +79,18 @@ def cluster_labels(terms: Sequence[Term]) -> tuple[list[Labels], int]:
     names, prompts = _codes([term.prompts for term in terms])
     left = [np.zeros(0, np.int64)]
     right = [np.zeros(0, np.int64)]
-    nodes = names
+    nodes, joined = names, False
     for kind in sorted({kind for term in terms for kind in term.texts}):
         users = [i for i, term in enumerate(terms) if kind in term.texts]
         distinct, texts = _codes([terms[i].texts[kind] for i in users])
+        holders = np.unique(np.concatenate([prompts[i] for i in users]))
+        # a text for each prompt: none is shared, so this kind joins nothing
+        joined |= distinct < len(holders)
         left += [prompts[i] for i in users]
         right += [column + nodes for column in texts]
         nodes += distinct
+    if not joined:
+        return prompts, names
     ends = (np.concatenate(left), np.concatenate(right))
     graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(nodes, nodes))
     _, component = connected_components(graph, directed=False)

@@ -14,17 +14,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ldeval.compare.clusters import Strings, Term, estimate
-from ldeval.compare.pairing import PairedRows, align, split_rows
-from ldeval.compare.stats import Bootstrap, Float
+from ldeval.compare.clusters import Strings, Term, cluster_labels, estimate
+from ldeval.compare.digest import Digest, ResponseParts
+from ldeval.compare.pairing import PairedRows, Rows, align, split_rows
+from ldeval.compare.significance import SignFlips
+from ldeval.compare.stats import Bootstrap, Float, sums_by
 from ldeval.records import (
     KIND_NAMES,
+    QUANTILES,
     CurvePoint,
     Estimate,
-    FloatArray,
     KindChange,
     Margin,
-    ScoreTable,
     Split,
     split_name,
 )
@@ -36,71 +37,34 @@ ARGMAX_ALONG = ("chosen", "rejected")
 
 NO_TOKEN_SCORES = "per-token scores not stored"
 NO_ARGMAX = "argmax log-probabilities not stored"
+NO_FROZEN = "the first checkpoint's argmax was not followed"
 TOO_SHORT = "no response has three tokens"
-
-
-@dataclass(frozen=True)
-class ResponseParts:
-    """One log-probability column of one table, gathered by response."""
-
-    tokens: Float
-    """[R] tokens in the response."""
-    sums: Float
-    """[R] Σ over the response, nats; NaN where unknown."""
-    first: Float
-    """[R] the first token, nats."""
-    body: Float
-    """[R] Σ without the first and the last token, nats; NaN below three tokens."""
-    end: Float
-    """[R] the last token, nats."""
-
-    def at(self, rows: npt.NDArray[np.intp]) -> ResponseParts:
-        """The parts of ``rows``."""
-        columns = (self.tokens, self.sums, self.first, self.body, self.end)
-        return ResponseParts(*(column[rows] for column in columns))
-
-
-def label_parts(table: ScoreTable) -> ResponseParts:
-    """Parts of the responses' own tokens; sums are the stored ones."""
-    return _parts(table, table.tokens.logprobs, table.logprob_sums)
-
-
-def argmax_parts(table: ScoreTable) -> ResponseParts:
-    """Parts of the most probable token at each position, Σ_m max_v ln π(v|c_m).
-
-    NaN throughout where the table does not hold it.
-    """
-    column = table.tokens.argmax_logprobs
-    if column is None:
-        column = np.full(len(table.tokens), np.nan)
-    return _parts(table, column, table.sums(column))
-
-
-def _parts(table: ScoreTable, column: FloatArray, sums: FloatArray) -> ResponseParts:
-    lengths = table.n_tokens
-    padded = np.append(np.asarray(column, np.float64), np.nan)
-    filled = lengths > 0
-    first = padded[np.where(filled, table.offsets[:-1], -1)]
-    end = padded[np.where(filled, table.offsets[1:] - 1, -1)]
-    body = np.where(lengths >= 3, table.sums(column) - first - end, np.nan)
-    whole = np.asarray(sums, np.float64)
-    return ResponseParts(lengths.astype(np.float64), whole, first, body, end)
+NOT_MATCHED = "no probe whose shortest kind has five tokens"
 
 
 def kind_changes(
-    before: ScoreTable, after: ScoreTable, pairs: PairedRows, bootstrap: Bootstrap
+    before: Digest,
+    after: Digest,
+    pairs: PairedRows,
+    bootstrap: Bootstrap,
+    signs: SignFlips | None = None,
 ) -> tuple[KindChange, ...]:
     """One a kind and split, kinds in the order of ``KINDS``, argmax rows last.
 
     A kind without a single paired response in a split has no row there. An argmax row
-    whose column was not stored is NaN with that reason.
+    whose column was not stored is NaN with that reason. p-values are not adjusted yet.
+
+    Args:
+        signs: draws of the permutation test; None for no p-values.
     """
-    own = label_parts(before).at(pairs.before), label_parts(after).at(pairs.after)
-    top = argmax_parts(before).at(pairs.before), argmax_parts(after).at(pairs.after)
-    plan = [(kind, kind, own, NO_TOKEN_SCORES) for kind in KIND_NAMES]
-    plan += [(f"argmax:{kind}", kind, top, NO_ARGMAX) for kind in ARGMAX_ALONG]
+    plan = [(kind, kind, "own", NO_TOKEN_SCORES) for kind in KIND_NAMES]
+    plan += [(f"argmax:{kind}", kind, "argmax", NO_ARGMAX) for kind in ARGMAX_ALONG]
+    plan += [(f"frozen:{kind}", kind, "frozen", NO_FROZEN) for kind in ARGMAX_ALONG]
     changes = []
-    for name, kind, (earlier, later), missing in plan:
+    for name, kind, of, missing in plan:
+        earlier = before.parts(of).at(pairs.before)
+        later = after.parts(of).at(pairs.after)
+        tested = signs if of == "own" else None
         for split, mask in splits(before, kind):
             kept = np.flatnonzero(mask[pairs.before])
             if len(kept):
@@ -113,14 +77,13 @@ def kind_changes(
                     later.at(kept),
                     missing,
                     bootstrap,
+                    tested,
                 )
                 changes.append(change.summary(name, split))
     return tuple(changes)
 
 
-def splits(
-    table: ScoreTable, kind: str
-) -> Iterator[tuple[Split, npt.NDArray[np.bool_]]]:
+def splits(table: Rows, kind: str) -> Iterator[tuple[Split, npt.NDArray[np.bool_]]]:
     """Trained, then held out, each with the rows [R] that hold ``kind``."""
     for trained in (True, False):
         yield split_name(trained), split_rows(table, kind, trained)
@@ -136,6 +99,7 @@ class _Change:
     after: ResponseParts
     missing: str
     bootstrap: Bootstrap
+    signs: SignFlips | None
 
     def summary(self, kind: str, split: Split) -> KindChange:
         changed = self.after.sums - self.before.sums
@@ -145,7 +109,11 @@ class _Change:
         first = self.after.first - self.before.first
         body = self.after.body - self.before.body
         end = self.after.end - self.before.end
+        matched = self.after.matched - self.before.matched
         short = TOO_SHORT if np.isfinite(first).any() else self.missing
+        unmatched = NOT_MATCHED if np.isfinite(first).any() else self.missing
+        each = changed[known] / np.maximum(tokens[known], 1.0)
+        spread = np.quantile(each, QUANTILES) if len(each) else [math.nan] * 5
         return KindChange(
             kind=kind,
             split=split,
@@ -159,7 +127,25 @@ class _Change:
             first=self._estimate(first, one, NATS_PER_TOKEN),
             body=self._estimate(body, inner, NATS_PER_TOKEN, short),
             end=self._estimate(end, one, NATS_PER_TOKEN),
+            matched=self._estimate(
+                matched, self.before.matched_tokens, NATS_PER_TOKEN, unmatched
+            ),
+            quantiles=tuple(map(float, spread)),
+            p_value=self._p_value(changed),
+            p_adjusted=math.nan,
         )
+
+    def _p_value(self, change: Float) -> float:
+        """Of the hypothesis that the change of each cluster is symmetric about 0."""
+        if self.signs is None:
+            return math.nan
+        term = Term(self.prompts, self.texts, change, np.ones(len(change)))
+        term = term.at(np.isfinite(change))
+        if not len(term):
+            return math.nan
+        (labels,), clusters = cluster_labels([term])
+        sums = sums_by(labels, term.numerators, clusters)
+        return self.signs.p_value(sums)
 
     def _estimate(
         self, change: Float, weight: Float, unit: str, missing: str | None = None
@@ -171,7 +157,7 @@ class _Change:
 
 
 def margins(
-    before: ScoreTable, after: ScoreTable, pairs: PairedRows, bootstrap: Bootstrap
+    before: Rows, after: Rows, pairs: PairedRows, bootstrap: Bootstrap
 ) -> tuple[Margin, ...]:
     """Chosen − rejected over the prompts that have both, one a split."""
     found = []
@@ -188,8 +174,8 @@ def margins(
 
 
 def _margin(
-    before: ScoreTable,
-    after: ScoreTable,
+    before: Rows,
+    after: Rows,
     pairs: PairedRows,
     both: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]],
     split: Split,
@@ -219,9 +205,7 @@ def _margin(
     )
 
 
-def curves(
-    tables: Sequence[ScoreTable], bootstrap: Bootstrap
-) -> tuple[CurvePoint, ...]:
+def curves(tables: Sequence[Digest], bootstrap: Bootstrap) -> tuple[CurvePoint, ...]:
     """Level of each kind at each checkpoint, over the responses scored at every one.
 
     Keeping to common responses makes a curve move only because the model did. The
@@ -232,62 +216,66 @@ def curves(
     """
     rows = np.stack([align(tables[0], table) for table in tables])
     everywhere = (rows >= 0).all(axis=0)
-    own = [label_parts(table) for table in tables]
-    plan = [(kind, kind, own) for kind in KIND_NAMES]
-    if all(table.tokens.argmax_logprobs is not None for table in tables):
-        top = [argmax_parts(table) for table in tables]
-        plan += [(f"argmax:{kind}", kind, top) for kind in ARGMAX_ALONG]
+    plan = [(kind, kind, "own") for kind in KIND_NAMES]
+    for of in ("argmax", "frozen"):
+        if all(f"{of}_sum" in table.columns for table in tables):
+            plan += [(f"{of}:{kind}", kind, of) for kind in ARGMAX_ALONG]
     points = []
-    for name, kind, parts in plan:
+    for name, kind, of in plan:
         for split, mask in splits(tables[0], kind):
             kept = np.flatnonzero(mask & everywhere)
-            first = parts[0].at(rows[0][kept])
-            for table, index, part in zip(tables, rows, parts, strict=True):
-                if len(kept):
-                    level = part.at(index[kept])
-                    change = Term(
-                        tables[0].probe_ids[kept],
-                        {kind: tables[0].text_hashes[kept]},
-                        level.sums - first.sums,
-                        level.tokens,
-                        missing=NO_ARGMAX,
-                    )
-                    finite = np.isfinite(level.sums) & np.isfinite(first.sums)
-                    step = table.manifest.step
-                    points.append(
-                        _point(
-                            step,
-                            name,
-                            split,
-                            change.at(finite),
-                            first.sums[finite],
-                            bootstrap,
-                        )
-                    )
+            if not len(kept):
+                continue
+            first = tables[0].parts(of).at(rows[0][kept])
+            prompts = tables[0].probe_ids[kept]
+            texts = {kind: tables[0].text_hashes[kept]}
+            for table, index in zip(tables, rows, strict=True):
+                level = table.parts(of).at(index[kept])
+                work = _Level(prompts, texts, first, level, bootstrap)
+                points.append(work.point(table.manifest.step, name, split))
     return tuple(points)
 
 
-def _point(
-    step: int,
-    kind: str,
-    split: Split,
-    change: Term,
-    first: FloatArray,
-    bootstrap: Bootstrap,
-) -> CurvePoint:
-    """A level, with the interval of its change since the first checkpoint.
+@dataclass(frozen=True)
+class _Level:
+    """Responses of one kind and split at the first checkpoint and at another."""
 
-    Args:
-        change: Δsum since then over tokens, [R].
-        first: Σ ln p at the first checkpoint, [R].
-    """
-    summed = replace(change, denominators=np.ones(len(change)))
-    total = estimate([summed], unit=NATS_PER_RESPONSE, bootstrap=bootstrap)
-    rate = estimate([change], unit=NATS_PER_TOKEN, bootstrap=bootstrap)
-    if len(first):
-        total = _raised(total, float(first.mean()))
-        rate = _raised(rate, float(first.sum() / change.denominators.sum()))
-    return CurvePoint(step=step, kind=kind, split=split, mean_sum=total, per_token=rate)
+    prompts: Strings
+    texts: dict[str, Strings]
+    first: ResponseParts
+    level: ResponseParts
+    bootstrap: Bootstrap
+
+    def point(self, step: int, kind: str, split: Split) -> CurvePoint:
+        tokens, matched = self.first.tokens, self.first.matched_tokens
+        whole = self.first.sums, self.level.sums
+        short = self.first.matched, self.level.matched
+        return CurvePoint(
+            step=step,
+            kind=kind,
+            split=split,
+            mean_sum=self._around(*whole, np.ones(len(tokens)), NATS_PER_RESPONSE),
+            per_token=self._around(*whole, tokens, NATS_PER_TOKEN),
+            matched=self._around(*short, matched, NATS_PER_TOKEN, NOT_MATCHED),
+        )
+
+    def _around(
+        self,
+        first: Float,
+        level: Float,
+        weights: Float,
+        unit: str,
+        missing: str = NO_ARGMAX,
+    ) -> Estimate:
+        """A level, with the interval of its change since the first checkpoint."""
+        known = np.isfinite(first) & np.isfinite(level)
+        change = Term(
+            self.prompts, self.texts, level - first, weights, missing=missing
+        ).at(known)
+        found = estimate([change], unit=unit, bootstrap=self.bootstrap)
+        if known.any():
+            found = _raised(found, float(first[known].sum() / weights[known].sum()))
+        return found
 
 
 def _raised(change: Estimate, level: float) -> Estimate:

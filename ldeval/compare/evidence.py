@@ -10,15 +10,15 @@ persistence is not assessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ldeval.compare.clusters import (
-    Rows,
     Term,
     cluster_labels,
     estimate,
@@ -27,95 +27,165 @@ from ldeval.compare.clusters import (
 from ldeval.compare.delta import (
     NATS_PER_TOKEN,
     NO_ARGMAX,
+    NO_FROZEN,
     NO_TOKEN_SCORES,
     TOO_SHORT,
-    ResponseParts,
-    argmax_parts,
-    label_parts,
 )
+from ldeval.compare.digest import Digest
 from ldeval.compare.flow import (
     BIN_NAMES,
     PROBABILITY_PER_TOKEN,
-    BinMass,
-    Bins,
     flow_terms,
+    masses_of,
 )
-from ldeval.compare.pairing import align, split_rows
+from ldeval.compare.pairing import align, distinct_evaluations, split_rows
+from ldeval.compare.repetition import RepetitionInput, repetition_conjuncts
+from ldeval.compare.series import Series, end_series, paired, spread, widened
+from ldeval.compare.shape import shape
 from ldeval.compare.stats import Bootstrap, Float
 from ldeval.compare.thresholds import Thresholds
-from ldeval.records import Estimate, ScoreTable, Split
+from ldeval.records import KIND_NAMES, Conjunct, Estimate, Split
 
 Bool = npt.NDArray[np.bool_]
 ARGMAX = "argmax:"
-NO_SHARED_PROMPT = "no prompt has all the kinds that are contrasted"
+FROZEN = "frozen:"
 
 
-@dataclass(frozen=True)
-class Series:
-    """Changes since the first checkpoint of the responses of one kind and split."""
+class Evidence(Protocol):
+    """What the decision table asks of a run, from tables or from imported means."""
 
-    term: Term
-    """Rows scored at the first and at all of the last W checkpoints; its numerators
-    are the end values."""
-    changes: Float
-    """[C, R] nats (or probability) by checkpoint; NaN where not scored."""
+    @property
+    def split(self) -> Split:
+        """Which probes."""
+        ...
 
-    def at(self, rows: Rows) -> Series:
-        """The rows given by mask or by number, in that order."""
-        return Series(self.term.at(rows), self.changes[:, rows])
+    @property
+    def thresholds(self) -> Thresholds:
+        """Numbers of the decision table."""
+        ...
 
-    def path(self) -> Float:
-        """[C] Σ change / Σ weight at each checkpoint over the rows scored there."""
-        known = np.isfinite(self.changes)
-        weight = (known * self.term.denominators).sum(axis=1)
-        total = np.where(known, self.changes, 0.0).sum(axis=1)
-        return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan)
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds that the split holds, in the order of ``KINDS``."""
+        ...
 
+    @property
+    def checkpoints(self) -> int:
+        """C."""
+        ...
 
-def end_series(
-    template: Term, changes: Float, window: int, missing: str | None = None
-) -> Series:
-    """A series whose end values are the mean of the last ``window`` checkpoints.
+    @property
+    def tables(self) -> Sequence[Digest]:
+        """Checkpoints in order of step; none where only means were imported."""
+        ...
 
-    Args:
-        template: prompts, texts and weights of the rows; its numerators are ignored.
-        changes: [C, R].
-    """
-    end = changes[-window:].mean(axis=0)
-    term = replace(template, numerators=end, missing=missing or template.missing)
-    return Series(term, changes).at(np.isfinite(end))
+    @property
+    def floors(self) -> Mapping[str, float]:
+        """m by kind, where it is a kind's own."""
+        ...
 
+    @property
+    def argmax_along(self) -> Sequence[str]:
+        """Kinds along which an argmax is followed, the most telling first."""
+        ...
 
-def spread(path: Float, window: int, scale: float) -> float:
-    """σ_c of a path [C] of end-value estimates, in its unit."""
-    known = path[np.isfinite(path)]
-    steps = np.abs(np.diff(known))
-    wander = scale * float(np.median(steps)) / math.sqrt(2.0) if len(steps) else 0.0
-    last = known[-window:]
-    return max(float(last.std(ddof=1)) if len(last) > 1 else 0.0, wander)
+    @property
+    def scored_means(self) -> str:
+        """When :meth:`is_scored` is true, in words."""
+        ...
 
+    @property
+    def margin(self) -> Estimate:
+        """The change of the margin."""
+        ...
 
-def widened(value: Estimate, sigma: float, window: int, quantile: float) -> Estimate:
-    """Both half-widths h become √(h² + (quantile · σ_c)² / W)."""
-    extra = (quantile * sigma) ** 2 / window
-    below = math.hypot(value.value - value.low, math.sqrt(extra))
-    above = math.hypot(value.high - value.value, math.sqrt(extra))
-    return replace(value, low=value.value - below, high=value.value + above)
+    def kind(self, kind: str, body: bool = False) -> Estimate:
+        """The change of a kind."""
+        ...
+
+    def form(self, kind: str) -> Mapping[str, Estimate]:
+        """``rise``, ``fall`` and ``slope`` of a kind's path."""
+        ...
+
+    def mean(self, kinds: Sequence[str]) -> Estimate:
+        """The mean change of several kinds."""
+        ...
+
+    def contrast(
+        self, kind: str, others: Sequence[str], body: bool = False
+    ) -> Estimate:
+        """The change of a kind minus the mean change of others."""
+        ...
+
+    def flow(self, kind: str) -> dict[str, Estimate]:
+        """Mean flow into each bin; empty where not known."""
+        ...
+
+    def is_scored(self, change: Estimate) -> bool:
+        """Whether a kind with this change counts among those scored."""
+        ...
+
+    def too_little(self) -> str | None:
+        """Why nothing can be decided, or None."""
+        ...
+
+    def repetition(self) -> tuple[Conjunct, ...]:
+        """The conditions of the verdict ``repetition``."""
+        ...
 
 
 @dataclass(frozen=True)
 class SplitEvidence:
     """End values of one split of a run, as estimates at the verdict level."""
 
-    tables: Sequence[ScoreTable]
+    tables: Sequence[Digest]
     """[C] in order of step."""
     split: Split
-    bins: Sequence[Bins]
-    """Flow bins along chosen and rejected; empty where none were stored."""
-    masses: Sequence[Sequence[BinMass]]
-    """[kind][C] their masses."""
     bootstrap: Bootstrap
     thresholds: Thresholds
+
+    floors: Mapping[str, float] = field(default_factory=dict)
+    """No kind has a floor of its own: all changes are per token."""
+    argmax_along: Sequence[str] = ("rejected", "chosen")
+
+    @property
+    def scored_means(self) -> str:
+        """When :meth:`is_scored` is true, in words."""
+        return f"on at least {self.thresholds.min_clusters} clusters"
+
+    def is_scored(self, change: Estimate) -> bool:
+        """Whether the change rests on enough clusters."""
+        return change.clusters >= self.thresholds.min_clusters
+
+    def too_little(self) -> str | None:
+        """Why nothing can be decided on this split, or None."""
+        limits = self.thresholds
+        if self.clusters < limits.min_clusters:
+            return (
+                f"{self.clusters} {self.split} clusters of prompts; a verdict needs at "
+                f"least {limits.min_clusters}"
+            )
+        different = distinct_evaluations(self.tables)
+        if different < limits.min_evaluations:
+            return (
+                f"{different} distinct evaluation; a verdict needs at least "
+                f"{limits.min_evaluations}"
+            )
+        return None
+
+    def repetition(self) -> tuple[Conjunct, ...]:
+        """The conditions of the verdict ``repetition``."""
+        return repetition_conjuncts(
+            RepetitionInput(
+                self.tables,
+                self.rows,
+                self.mask("chosen"),
+                self.window,
+                self.bootstrap,
+                self.thresholds,
+            ),
+            self.persistent,
+        )
 
     @cached_property
     def window(self) -> int:
@@ -127,13 +197,23 @@ class SplitEvidence:
         """[C, R] row of each response of the first table, −1 where not scored."""
         return np.stack([align(self.tables[0], table) for table in self.tables])
 
-    @cached_property
-    def _own(self) -> list[ResponseParts]:
-        return [label_parts(table) for table in self.tables]
+    @property
+    def checkpoints(self) -> int:
+        """C."""
+        return len(self.tables)
+
+    def form(self, kind: str) -> Mapping[str, Estimate]:
+        """``rise``, ``fall`` and ``slope`` of a kind's path, nats/token."""
+        series = self.series(kind)
+        steps = [table.manifest.step for table in self.tables]
+        found = shape(series, steps, self.bootstrap, self.thresholds.level)
+        parts = {"rise": found.rise, "fall": found.fall, "slope": found.slope}
+        return {n: self.persistent(e, series.path) for n, e in parts.items()}
 
     @cached_property
-    def _argmax(self) -> list[ResponseParts]:
-        return [argmax_parts(table) for table in self.tables]
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds with a row in this split, in the order of ``KINDS``."""
+        return tuple(kind for kind in KIND_NAMES if self.mask(kind).any())
 
     def mask(self, kind: str) -> Bool:
         """[R] rows of the first table that hold ``kind`` in this split."""
@@ -146,31 +226,31 @@ class SplitEvidence:
         return cluster_labels(terms)[1] if any(map(len, terms)) else 0
 
     def series(self, kind: str, body: bool = False) -> Series:
-        """Changes of a stored kind, or of ``argmax:<kind>``, nats.
+        """Changes of a stored kind, of ``argmax:<kind>`` or ``frozen:<kind>``, nats.
 
         Args:
             body: without the first and the end token of each response.
         """
-        along = kind.removeprefix(ARGMAX)
-        parts = self._argmax if kind.startswith(ARGMAX) else self._own
+        of, _, along = kind.rpartition(":")
         kept = np.flatnonzero(self.mask(along))
-        weights = parts[0].tokens[kept]
+        weights = self.tables[0].n_tokens[kept].astype(np.float64)
         if body:
             weights = np.maximum(weights - 2.0, 0.0)
         missing = self._missing(kind, kept, body)
-        levels = self._levels(parts, kept, body)
+        levels = self._levels(of or "own", kept, body)
         first = self.tables[0]
         texts = {along: first.text_hashes[kept]}
         prompts = first.probe_ids[kept]
         template = Term(prompts, texts, weights, weights, missing=missing)
         return end_series(template, levels - levels[0], self.window)
 
-    def _levels(
-        self, parts: Sequence[ResponseParts], kept: npt.NDArray[np.intp], body: bool
-    ) -> Float:
-        levels = np.full((len(parts), len(kept)), np.nan)
-        for level, part, rows in zip(levels, parts, self.rows[:, kept], strict=True):
-            column = part.body if body else part.sums
+    def _levels(self, of: str, kept: npt.NDArray[np.intp], body: bool) -> Float:
+        levels = np.full((len(self.tables), len(kept)), np.nan)
+        name = f"{of}_{'body' if body else 'sum'}"
+        for level, table, rows in zip(
+            levels, self.tables, self.rows[:, kept], strict=True
+        ):
+            column = table.logprob_sums if name == "own_sum" else table.column(name)
             here = rows >= 0
             level[here] = column[rows[here]]
         return levels
@@ -180,8 +260,10 @@ class SplitEvidence:
             return f"{kind} was not scored on {self.split} probes"
         if kind.startswith(ARGMAX):
             return NO_ARGMAX
+        if kind.startswith(FROZEN):
+            return NO_FROZEN
         if body:
-            scored = np.isfinite(self._own[0].first[kept]).any()
+            scored = np.isfinite(self.tables[0].column("own_first")[kept]).any()
             return TOO_SHORT if scored else NO_TOKEN_SCORES
         return f"{kind} has no response scored at the first and the last checkpoints"
 
@@ -202,7 +284,7 @@ class SplitEvidence:
         series = [self.series(name, body) for name in (kind, *others)]
         weights = [1.0] + [-1.0 / len(others)] * len(others)
         if all(len(part.term) for part in series):
-            series = _paired(series)
+            series = paired(series)
         return self._combine(series, weights, NATS_PER_TOKEN)
 
     @cached_property
@@ -215,7 +297,7 @@ class SplitEvidence:
         series = [self.series(kind) for kind in ("chosen", "rejected")]
         if not all(len(part.term) for part in series):
             return self._combine(series, [1.0, -1.0], NATS_PER_TOKEN)
-        chosen, rejected = _paired(series)
+        chosen, rejected = paired(series)
         weights = 0.5 * (chosen.term.denominators + rejected.term.denominators)
         texts = {**chosen.term.texts, **rejected.term.texts}
         template = replace(chosen.term, texts=texts, denominators=weights)
@@ -226,20 +308,41 @@ class SplitEvidence:
     def flow(self, kind: str) -> dict[str, Estimate]:
         """Mean flow into each bin at the off-label positions along ``kind``,
         probability/token; empty where the top tokens were not stored."""
-        for bins, masses in zip(self.bins, self.masses, strict=True):
-            if bins.where.kind == kind:
-                return {name: self._flow(bins, masses, name) for name in BIN_NAMES}
-        return {}
+        if any(table.mass is None for table in self.tables):
+            return {}
+        kept = np.flatnonzero(self.mask(kind))
+        low, high = (np.full((len(self.tables), len(kept), 4), np.nan) for _ in "lh")
+        first = masses_of(self.tables[0], self.rows[0][kept], "off")
+        if first is None or not len(kept):
+            return {}
+        for step, table in enumerate(self.tables):
+            index = self.rows[step][kept]
+            masses = masses_of(table, np.maximum(index, 0), "off")
+            if masses is not None:
+                here = (index >= 0)[:, None]
+                low[step] = np.where(here, masses.low - first.high, np.nan)
+                high[step] = np.where(here, masses.high - first.low, np.nan)
+        return {
+            name: self._flow(kind, kept, first.positions, low[..., b], high[..., b])
+            for b, name in enumerate(BIN_NAMES)
+        }
 
-    def _flow(self, bins: Bins, masses: Sequence[BinMass], name: str) -> Estimate:
-        low = np.stack([mass.low - masses[0].high for mass in masses])
-        high = np.stack([mass.high - masses[0].low for mass in masses])
+    def _flow(
+        self,
+        kind: str,
+        kept: npt.NDArray[np.intp],
+        positions: Float,
+        low: Float,
+        high: Float,
+    ) -> Estimate:
+        """Args: low, high: [C, R] bounds of the flow since the first checkpoint."""
         window = self.window
         ends = low[-window:].mean(axis=0), high[-window:].mean(axis=0)
-        where = bins.where
-        keep = self.mask(where.kind)[where.rows] & (where.counts > 0)
-        keep &= np.isfinite(ends[0]).all(axis=1)
-        lower, upper = flow_terms(bins, *ends, keep, name)
+        keep = (positions > 0) & np.isfinite(ends[0])
+        lower, upper = (
+            flow_terms(self.tables[0], kept[keep], kind, side[keep], positions[keep])
+            for side in ends
+        )
         found = estimate_between(
             [lower],
             [upper],
@@ -247,7 +350,7 @@ class SplitEvidence:
             bootstrap=self.bootstrap,
             level=self.thresholds.level,
         )
-        middle = 0.5 * (low + high)[:, keep, BIN_NAMES.index(name)]
+        middle = 0.5 * (low + high)[:, keep]
         return self.persistent(found, Series(lower, middle).path)
 
     def _combine(
@@ -271,16 +374,3 @@ class SplitEvidence:
             return value
         sigma = spread(path(), self.window, limits.wander_scale)
         return widened(value, sigma, self.window, limits.wander_quantile)
-
-
-def _paired(series: Sequence[Series]) -> list[Series]:
-    """The series over the prompts that all of them have, in one order."""
-    shared = series[0].term.prompts
-    for part in series[1:]:
-        shared = np.intersect1d(shared, part.term.prompts)
-    paired = []
-    for part in series:
-        order = np.argsort(part.term.prompts, kind="stable")
-        part = replace(part, term=replace(part.term, missing=NO_SHARED_PROMPT))
-        paired.append(part.at(order[np.isin(part.term.prompts[order], shared)]))
-    return paired

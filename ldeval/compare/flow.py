@@ -1,17 +1,17 @@
 """Where probability mass went, in bins that the reference checkpoint fixes.
 
-At position m of a response with label y_m, the run's first checkpoint gives its top-k
-tokens and its argmax y*. With F_m = top-k ∪ {y_m} the bins are the label {y_m}, the
-argmax {y*}, the rest of the top-k K = F_m ∖ {y_m, y*}, and the tail T = 1 − Σ_F p.
-f_b = p_after(b) − p_before(b) (probability) sums to zero over the bins, and since the
-bins never move, flows add up over pairs of checkpoints.
+f_b = p_after(b) − p_before(b) (probability) sums to zero over label, argmax, rest of
+top-k and tail (:mod:`reference`), and since the bins never move, flows add up over
+pairs of checkpoints. Means are ratios of sums over positions, every position alike.
 
-Only off-label positions (y* ≠ y_m) are counted, so the argmax bin is never empty.
+The share of the lost label mass that a bin got is mean f_b / (−mean f_label): net, so
+the three shares sum to 1, may be negative, and are never clipped. Where the label's
+interval contains 0 nothing was clearly lost and the shares are undefined. Shares are
+shown over all positions and, as strata, where the reference's argmax is not the label
+(off) and where it is (on).
 
-A table that lacks ln p of some id of F_m bounds it: an unknown p lies in
-[0, min(p_(k), 1 − Σ stored)], p_(k) the smallest of the table's own top
-probabilities, and all unknown ones together are at most 1 − Σ stored. The estimates'
-intervals then cover both bounds.
+Where a probability is only bounded (:mod:`stored`), estimates' intervals cover both
+bounds.
 """
 
 from __future__ import annotations
@@ -21,283 +21,238 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ldeval.compare.clusters import Term, estimate_between
-from ldeval.compare.pairing import align, split_rows, token_positions
-from ldeval.compare.stats import Bootstrap, Float
-from ldeval.records import Flow, IntArray, ScoreTable, TokenScores, split_name
-
-Bool = npt.NDArray[np.bool_]
-Index = npt.NDArray[np.intp]
+from ldeval.compare.chunk import OFF, ON
+from ldeval.compare.clusters import Term, cluster_labels, estimate_between
+from ldeval.compare.digest import Digest
+from ldeval.compare.fieller import fieller_estimate
+from ldeval.compare.pairing import PairedRows, split_rows
+from ldeval.compare.stats import Bootstrap, Float, bounded_estimate, sums_by
+from ldeval.compare.stored import Bool
+from ldeval.records import KIND_NAMES, Estimate, Flow, Split, Stratum, split_name
 
 BIN_NAMES = ("label", "argmax", "top", "tail")
-"""The bins, in the order of the last axis of :class:`BinMass`."""
-FLOW_KINDS = ("chosen", "rejected")
-"""The kinds along which flows are followed."""
+"""The bins, in the order of the last axis of a digest's masses."""
 PROBABILITY_PER_TOKEN = "probability/token"
+SHARE = "share"
+NO_LOSS = "the label's mass did not clearly change"
+NOT_FROM_REFERENCE = "only known from the run's first checkpoint on"
+NO_ARGMAX_IDS = "argmax ids not stored"
 
-_NO_TOKEN = -1
-_BLOCK = 8192
-
-
-@dataclass(frozen=True)
-class OffLabel:
-    """The positions along one kind where the reference's argmax is not the label."""
-
-    kind: str
-    table: ScoreTable
-    """The reference table."""
-    rows: Index
-    """[R] its rows of this kind, trained and held out."""
-    owner: Index
-    """[P] which of ``rows`` each off-label position belongs to."""
-    position: Index
-    """[P] flat position of each in the reference table."""
-
-    @property
-    def counts(self) -> Float:
-        """[R] off-label positions in each response."""
-        return np.bincount(self.owner, minlength=len(self.rows)).astype(np.float64)
-
-    def sums(self, column: Float) -> Float:
-        """[R] Σ of a value [P] over the positions of each response."""
-        sums = np.bincount(self.owner, weights=column, minlength=len(self.rows))
-        return sums.astype(np.float64)
-
-    def locate(self, table: ScoreTable) -> tuple[Bool, Index]:
-        """Which positions ``table`` scored [P], and where they are in it [P]; 0 where
-        it did not."""
-        rows = align(self.table, table)[self.rows]
-        here = (rows >= 0)[self.owner]
-        within = self.position - self.table.offsets[self.rows[self.owner]]
-        flat = np.where(here, table.offsets[rows[self.owner]] + within, 0)
-        if len(table.tokens):
-            here &= np.isfinite(table.tokens.logprobs[flat])
-        return here, flat
+STRATA: tuple[Stratum, ...] = ("all", "off", "on")
+STRATUM = {"off": OFF, "on": ON}
 
 
 @dataclass(frozen=True)
-class Bins:
-    """The ids of the bins at the off-label positions along one kind."""
-
-    where: OffLabel
-    label: IntArray
-    """[P] the response's token."""
-    argmax: IntArray
-    """[P] the reference's most probable token; never the label."""
-    top: IntArray
-    """[P, k] the rest of the reference's top-k; −1 in place of label and argmax."""
-
-
-@dataclass(frozen=True)
-class BinMass:
-    """Probability of the bins under one checkpoint, summed over each response."""
+class Masses:
+    """Bin masses of some responses under one checkpoint, in one stratum."""
 
     low: Float
-    """[R, 4] lower bounds of Σ p over the off-label positions; NaN where such a
-    position was not scored."""
+    """[R, 4] lower bounds of Σ p over the positions; NaN where not scored."""
     high: Float
     """[R, 4] upper bounds; equal to ``low`` where every id is known."""
-    exact: Bool
-    """[P] positions at which every id of the bins is known."""
-    outside: Bool | None
-    """[P] positions at which this checkpoint's argmax lies outside the bins; None
-    where argmax ids were not stored."""
+    positions: Float
+    """[R] positions in the stratum."""
+    exact: Float
+    """[R] of these, positions at which every id is known."""
+    outside: Float
+    """[R] of these, positions whose argmax lies outside the bins; NaN if not known."""
+    risen: tuple[Float, Float]
+    """[R] bounds of Σ Δp of those argmaxes since the reference."""
+
+    def at(self, rows: Bool) -> Masses:
+        """The responses of a mask."""
+        return Masses(
+            self.low[rows],
+            self.high[rows],
+            self.positions[rows],
+            self.exact[rows],
+            self.outside[rows],
+            (self.risen[0][rows], self.risen[1][rows]),
+        )
 
 
-def off_label(reference: ScoreTable, kind: str) -> OffLabel | None:
-    """The off-label positions along ``kind``; None where argmax ids were not stored."""
-    tokens = reference.tokens
-    if tokens.argmax_ids is None:
+def masses_of(table: Digest, rows: np.ndarray, stratum: Stratum) -> Masses | None:
+    """Masses of the responses ``rows``; None where no bins are stored."""
+    if table.mass is None:
         return None
-    rows = np.flatnonzero(reference.kinds == kind)
-    lengths = reference.n_tokens[rows]
-    owner, position = token_positions(reference.offsets[rows], lengths)
-    kept = tokens.argmax_ids[position] != tokens.token_ids[position]
-    return OffLabel(kind, reference, rows, owner[kept], position[kept])
+    names = ("off", "on") if stratum == "all" else (stratum,)
+    found = [table.masses(STRATUM[name]) for name in names]
+    low, high = np.sum([m[:, rows] for m in found if m is not None], axis=0)
 
+    def total(column: str) -> Float:
+        columns = [table.column(f"{column}_{n}")[rows] for n in names]
+        return np.asarray(np.sum(columns, axis=0))
 
-def reference_bins(reference: ScoreTable, kind: str) -> Bins | None:
-    """The bins along ``kind``; None where the top tokens were not stored."""
-    tokens, where = reference.tokens, off_label(reference, kind)
-    if where is None or tokens.argmax_ids is None or tokens.argmax_logprobs is None:
-        return None
-    if tokens.top_ids is None or tokens.top_logprobs is None:
-        return None
-    label = tokens.token_ids[where.position]
-    argmax = tokens.argmax_ids[where.position]
-    top = tokens.top_ids[where.position]
-    named = (top == label[:, None]) | (top == argmax[:, None])
-    return Bins(where, label, argmax, np.where(named, _NO_TOKEN, top))
-
-
-def bin_mass(bins: Bins, table: ScoreTable) -> BinMass:
-    """Mass of each bin under ``table``, a table comparable with the reference."""
-    here, position = bins.where.locate(table)
-    inside = np.flatnonzero(here)
-    bounds = np.full((2, 4, len(here)), np.nan)
-    exact = np.zeros(len(here), bool)
-    risen = np.zeros(len(here), bool)
-    for start in range(0, len(inside), _BLOCK):
-        block = inside[start : start + _BLOCK]
-        stored = _Stored(table.tokens, position[block])
-        ids = bins.label[block], bins.argmax[block], bins.top[block]
-        bounds[:, :, block], exact[block] = stored.bins(*ids)
-        if stored.argmax is not None:
-            risen[block] = ~_contains(stored.argmax, *ids)
-    # a response that was not scored holds NaN at each of its positions
-    low, high = (
-        np.stack([bins.where.sums(column) for column in side], axis=1)
-        for side in bounds
+    return Masses(
+        low,
+        high,
+        total("positions"),
+        total("exact"),
+        total("outside"),
+        (total("risen_low"), total("risen_high")),
     )
-    outside = None if table.tokens.argmax_ids is None else risen
-    return BinMass(low, high, exact, outside)
 
 
 def flow_terms(
-    bins: Bins, low: Float, high: Float, keep: Bool, bin_name: str
-) -> tuple[Term, Term]:
-    """Lower and upper terms of one bin's mean flow over off-label positions.
-
-    Args:
-        low, high: [R, 4] bounds of the flows, summed over each response.
-        keep: [R] responses to use, scored and with an off-label position.
-    """
-    column = BIN_NAMES.index(bin_name)
-    where = bins.where
-    rows, counts = where.rows[keep], where.counts[keep]
-    prompts = where.table.probe_ids[rows]
-    texts = {where.kind: where.table.text_hashes[rows]}
-    missing = f"no off-label position along {where.kind} scored at both checkpoints"
-    lower, upper = (
-        Term(prompts, texts, side[keep, column], counts, missing=missing)
-        for side in (low, high)
+    digest: Digest, rows: np.ndarray, kind: str, numerators: Float, positions: Float
+) -> Term:
+    """A term of the mean flow over positions of responses ``rows``."""
+    return Term(
+        digest.probe_ids[rows],
+        {kind: digest.text_hashes[rows]},
+        numerators,
+        positions,
+        missing=f"no such position along {kind} scored at both checkpoints",
     )
-    return lower, upper
 
 
 def flows(
-    bins: Sequence[Bins],
-    before: Sequence[BinMass],
-    after: Sequence[BinMass],
+    before: Digest,
+    after: Digest,
+    pairs: PairedRows,
     bootstrap: Bootstrap,
+    kinds: Sequence[str] = KIND_NAMES,
+    strata: Sequence[Stratum] = STRATA,
+    *,
+    from_reference: bool = True,
 ) -> tuple[Flow, ...]:
-    """Flows between two checkpoints, one a kind and split that has any position.
+    """Flows between two checkpoints, by kind, split and stratum that has a position.
 
     Args:
-        bins: one a kind.
-        before, after: the masses of those bins under the two checkpoints.
+        from_reference: whether ``before`` is the run's first checkpoint.
     """
     found = []
-    for of_kind, earlier, later in zip(bins, before, after, strict=True):
+    for kind in kinds:
         for trained in (True, False):
-            where = of_kind.where
-            keep = split_rows(where.table, where.kind, trained)[where.rows]
-            keep &= np.isfinite(earlier.low + later.low).all(axis=1)
-            keep &= where.counts > 0
-            if keep.any():
-                found.append(_flow(of_kind, earlier, later, keep, trained, bootstrap))
+            mask = split_rows(before, kind, trained)[pairs.before]
+            rows = pairs.before[mask], pairs.after[mask]
+            for stratum in strata:
+                earlier = masses_of(before, rows[0], stratum)
+                later = masses_of(after, rows[1], stratum)
+                if earlier is None or later is None:
+                    continue
+                keep = np.isfinite(earlier.low + later.low).all(axis=1)
+                keep &= earlier.positions > 0
+                if keep.any():
+                    work = _Flow(
+                        before,
+                        rows[0][keep],
+                        kind,
+                        earlier.at(keep),
+                        later.at(keep),
+                        bootstrap,
+                        from_reference,
+                    )
+                    found.append(work.flow(split_name(trained), stratum))
     return tuple(found)
 
 
-def _flow(
-    bins: Bins,
-    before: BinMass,
-    after: BinMass,
-    keep: Bool,
-    trained: bool,
-    bootstrap: Bootstrap,
-) -> Flow:
-    low, high = after.low - before.high, after.high - before.low
-    estimates = {}
-    for name in BIN_NAMES:
-        lower, upper = flow_terms(bins, low, high, keep, name)
-        estimates[name] = estimate_between(
-            [lower], [upper], unit=PROBABILITY_PER_TOKEN, bootstrap=bootstrap
+@dataclass(frozen=True)
+class _Flow:
+    """The responses of one kind, split and stratum."""
+
+    digest: Digest
+    rows: np.ndarray
+    kind: str
+    before: Masses
+    after: Masses
+    bootstrap: Bootstrap
+    from_reference: bool
+
+    def flow(self, split: Split, stratum: Stratum) -> Flow:
+        low = self.after.low - self.before.high
+        high = self.after.high - self.before.low
+        bins = {name: self._bin(low[:, b], high[:, b]) for b, name in _BINS}
+        shares = {
+            f"{name}_share": self._share(bins["label"], low, high, b)
+            for b, name in _BINS
+            if name != "label"
+        }
+        total = self.before.positions.sum()
+        # known at both: at least what is left of one when the other's gaps are taken
+        gaps = self.before.positions - self.before.exact
+        exact = np.maximum(self.after.exact - gaps, 0.0).sum()
+        return Flow(
+            kind=self.kind,
+            split=split,
+            stratum=stratum,
+            positions=int(total),
+            exact_share=float(exact / total),
+            risen_share=_ratio(self.after.outside.sum(), total),
+            risen=self._risen(),
+            **bins,
+            **shares,
         )
-    inside = keep[bins.where.owner]
-    exact = before.exact & after.exact
-    outside = math.nan if after.outside is None else float(after.outside[inside].mean())
-    return Flow(
-        kind=bins.where.kind,
-        split=split_name(trained),
-        positions=int(inside.sum()),
-        exact_share=float(exact[inside].mean()),
-        risen_share=outside,
-        **estimates,
-    )
 
-
-def _contains(ids: IntArray, label: IntArray, argmax: IntArray, top: IntArray) -> Bool:
-    inside = (ids == label) | (ids == argmax) | (ids[:, None] == top).any(axis=1)
-    return np.asarray(inside)
-
-
-class _Stored:
-    """Every ln p that one table holds at some positions, from whichever column."""
-
-    def __init__(self, tokens: TokenScores, position: Index) -> None:
-        ids = [tokens.token_ids[position, None]]
-        logprobs = [tokens.logprobs[position, None]]
-        self.argmax: IntArray | None = None
-        ceiling = np.ones(len(position))
-        if tokens.argmax_ids is not None:
-            self.argmax = tokens.argmax_ids[position]
-        if tokens.argmax_ids is not None and tokens.argmax_logprobs is not None:
-            ids.append(tokens.argmax_ids[position, None])
-            logprobs.append(tokens.argmax_logprobs[position, None])
-            ceiling = np.exp(tokens.argmax_logprobs[position].astype(np.float64))
-        if tokens.top_ids is not None and tokens.top_logprobs is not None:
-            ids.append(tokens.top_ids[position])
-            logprobs.append(tokens.top_logprobs[position])
-            ceiling = np.exp(tokens.top_logprobs[position].min(axis=1).astype(float))
-        if tokens.ref_ids is not None and tokens.ref_logprobs is not None:
-            ids.append(tokens.ref_ids[position])
-            logprobs.append(tokens.ref_logprobs[position])
-        self._sort(np.concatenate(ids, axis=1), np.concatenate(logprobs, axis=1))
-        self._ceiling = ceiling
-        """[P] no token that is not stored is more probable."""
-
-    def _sort(self, ids: IntArray, logprobs: Float) -> None:
-        """Keep each known id once, in ascending order, the rest as −1 with p = 0."""
-        known = np.where(np.isnan(logprobs), _NO_TOKEN, ids).astype(np.int64)
-        order = np.argsort(known, axis=1, kind="stable")
-        self._ids = np.take_along_axis(known, order, axis=1)
-        values = np.exp(np.take_along_axis(logprobs, order, axis=1).astype(np.float64))
-        fresh = np.ones(self._ids.shape, bool)
-        fresh[:, 1:] = self._ids[:, 1:] != self._ids[:, :-1]
-        fresh &= self._ids != _NO_TOKEN
-        self._ids[~fresh] = _NO_TOKEN
-        self._probabilities = np.where(fresh, values, 0.0)
-
-    def bins(
-        self, label: IntArray, argmax: IntArray, top: IntArray
-    ) -> tuple[Float, Bool]:
-        """Bounds [2, 4, P] of the four bins, and where they are exact [P]."""
-        (p_label, _), (p_argmax, no_argmax), (p_top, no_top) = (
-            self._lookup(label[:, None]),
-            self._lookup(argmax[:, None]),
-            self._lookup(top),
+    def _bin(self, low: Float, high: Float) -> Estimate:
+        return estimate_between(
+            [self._term(low)],
+            [self._term(high)],
+            unit=PROBABILITY_PER_TOKEN,
+            bootstrap=self.bootstrap,
         )
-        rest = np.maximum(1.0 - self._probabilities.sum(axis=1), 0.0)
-        single = np.minimum(self._ceiling, rest)
-        of_argmax, of_top = no_argmax * single, np.minimum(no_top * single, rest)
-        of_tail = np.minimum((no_argmax + no_top) * single, rest)
-        tail = 1.0 - (p_label + p_argmax + p_top)
-        low = [p_label, p_argmax, p_top, tail - of_tail]
-        high = [p_label, p_argmax + of_argmax, p_top + of_top, tail]
-        return np.array([low, high]), (no_argmax + no_top) == 0
 
-    def _lookup(self, ids: IntArray) -> tuple[Float, Index]:
-        """Σ p of the known among ``ids`` [P, q], and how many are unknown; −1 is no
-        token and counts as neither."""
-        total = np.zeros(len(ids))
-        unknown = np.zeros(len(ids), np.intp)
-        for column in range(ids.shape[1]):
-            wanted = ids[:, column]
-            match = self._ids == wanted[:, None]
-            real = wanted != _NO_TOKEN
-            total += np.where(real, (self._probabilities * match).sum(axis=1), 0.0)
-            unknown += real & ~match.any(axis=1)
-        return total, unknown
+    def _term(self, numerators: Float) -> Term:
+        return flow_terms(
+            self.digest, self.rows, self.kind, numerators, self.before.positions
+        )
+
+    def _share(self, label: Estimate, low: Float, high: Float, column: int) -> Estimate:
+        return share(self._term(-low[:, 0]), label, low[:, column], high[:, column])
+
+    def _risen(self) -> Estimate:
+        low, high = self.after.risen
+        if not self.from_reference or not np.isfinite(low + high).all():
+            reason = NO_ARGMAX_IDS if self.from_reference else NOT_FROM_REFERENCE
+            return Estimate.undefined(
+                reason, unit=PROBABILITY_PER_TOKEN, level=self._level
+            )
+        return self._bin(low, high)
+
+    @property
+    def _level(self) -> float:
+        return 0.95
+
+
+def _ratio(value: float, total: float) -> float:
+    return float(value / total) if np.isfinite(value) else math.nan
+
+
+_BINS = tuple(enumerate(BIN_NAMES))
+
+
+def share(lost: Term, label: Estimate, low: Float, high: Float) -> Estimate:
+    """Net share of the lost label mass that one bin got, with Fieller's interval.
+
+    Fieller's, since the denominator is random too: the bootstrap-t of the ratio covers
+    88 to 90% at 24 prompts where 95% is named (``scripts/campaign_coverage.py``).
+
+    Args:
+        lost: Σ of the label's loss over each response, as numerators.
+        label: the label's mean flow, whose interval decides whether there is a share.
+        low, high: [R] bounds of the bin's flow.
+    """
+    level = label.level
+    if not (label.low > 0 or label.high < 0):
+        reason = label.reason or NO_LOSS
+        return Estimate.undefined(reason, unit=SHARE, level=level)
+    (labels,), clusters = cluster_labels([lost])
+    total = sums_by(labels, lost.numerators, clusters)
+
+    def of(side: Float) -> Estimate:
+        return fieller_estimate(
+            sums_by(labels, side, clusters),
+            total,
+            unit=SHARE,
+            n=len(lost),
+            level=level,
+            missing=NO_LOSS,
+        )
+
+    first = of(low)
+    if np.array_equal(low, high):
+        return first
+    second = of(high)
+    one, two = sorted((first, second), key=lambda found: found.value)
+    return bounded_estimate(one, two)

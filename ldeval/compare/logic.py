@@ -67,7 +67,7 @@ def conjunct(
 ) -> Conjunct:
     """A conjunct; an undecided one is given the reason that its evidence shows."""
     if value is None and reason is None:
-        reason = _unsettled(evidence)
+        reason = unsettled(evidence)
     return Conjunct(name, statement, truth(value), dict(evidence), reason)
 
 
@@ -101,7 +101,8 @@ def verdict(
     return Verdict(name, found, split, tuple(conjuncts), reason, dict(details or {}))
 
 
-def _unsettled(evidence: Mapping[str, Estimate]) -> str:
+def unsettled(evidence: Mapping[str, Estimate]) -> str:
+    """Why the estimates leave a condition open."""
     undefined = [
         f"{label}: {estimate.reason or 'undefined'}"
         for label, estimate in evidence.items()

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ldeval.compare.clusters import Strings
 from ldeval.errors import MismatchError, ProbeError
-from ldeval.records import KIND_BY_NAME, KIND_NAMES, IntArray, ScoreTable
+from ldeval.records import (
+    KIND_BY_NAME,
+    KIND_NAMES,
+    FloatArray,
+    IntArray,
+    Manifest,
+    ScoreTable,
+)
 
 _MUST_AGREE: tuple[tuple[str, str], ...] = (
     ("probe_set_hash", "Score both checkpoints on one probe set."),
@@ -33,6 +41,29 @@ _MAY_BE_MIXED: tuple[tuple[str, str], ...] = tuple(
     for name in ("backend", "tier", "dtype", "stored_dtype")
 )
 _MAY_BE_UNKNOWN = ("vocab_size", "context_hash", "stored_dtype")
+
+
+class Rows(Protocol):
+    """Responses of one checkpoint: a table, or its digest."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def probe_ids(self) -> Strings: ...
+    @property
+    def kinds(self) -> Strings: ...
+    @property
+    def trained(self) -> npt.NDArray[np.bool_]: ...
+    @property
+    def text_hashes(self) -> Strings: ...
+    @property
+    def n_tokens(self) -> IntArray: ...
+    @property
+    def logprob_sums(self) -> FloatArray: ...
+    def __len__(self) -> int: ...
+    def index(self) -> dict[tuple[str, str], int]:
+        """Row of each (probe_id, kind)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,22 +91,31 @@ def check_comparable(a: ScoreTable, b: ScoreTable, allow_mixed: bool = False) ->
             tokenized differently, naming its probe and kind.
         ProbeError: a table holds a row twice or an unknown kind.
     """
-    names = _MUST_AGREE + (() if allow_mixed else _MAY_BE_MIXED)
-    for name, remedy in names:
-        first, second = getattr(a.manifest, name), getattr(b.manifest, name)
-        # None says that it could not be told: unknown, not different
-        unknown = name in _MAY_BE_UNKNOWN and None in (first, second)
-        if first != second and not unknown:
-            raise MismatchError(
-                f"step {a.manifest.step} and step {b.manifest.step} differ in {name}: "
-                f"{first!r} against {second!r}. {remedy}"
-            )
+    check_manifests(a.manifest, b.manifest, allow_mixed)
     check_rows(a)
     check_rows(b)
     _check_tokens(a, b)
 
 
-def check_rows(table: ScoreTable) -> None:
+def check_manifests(a: Manifest, b: Manifest, allow_mixed: bool = False) -> None:
+    """The part of :func:`check_comparable` that needs the manifests only.
+
+    Raises:
+        MismatchError: naming what differs and both values.
+    """
+    names = _MUST_AGREE + (() if allow_mixed else _MAY_BE_MIXED)
+    for name, remedy in names:
+        first, second = getattr(a, name), getattr(b, name)
+        # None says that it could not be told: unknown, not different
+        unknown = name in _MAY_BE_UNKNOWN and None in (first, second)
+        if first != second and not unknown:
+            raise MismatchError(
+                f"step {a.step} and step {b.step} differ in {name}: "
+                f"{first!r} against {second!r}. {remedy}"
+            )
+
+
+def check_rows(table: Rows) -> None:
     """Refuse a table with an unknown kind or with two rows for one response.
 
     Raises:
@@ -99,7 +139,7 @@ def check_rows(table: ScoreTable) -> None:
             seen.add(pair)
 
 
-def usable(table: ScoreTable) -> npt.NDArray[np.bool_]:
+def usable(table: Rows) -> npt.NDArray[np.bool_]:
     """[R] rows that were scored: a finite sum, and not listed as excluded."""
     excluded = {(item.probe_id, item.kind) for item in table.manifest.excluded}
     kept = np.isfinite(table.logprob_sums)
@@ -109,13 +149,16 @@ def usable(table: ScoreTable) -> npt.NDArray[np.bool_]:
     return np.asarray(kept)
 
 
-def align(reference: ScoreTable, table: ScoreTable) -> npt.NDArray[np.intp]:
+def align(reference: Rows, table: Rows) -> npt.NDArray[np.intp]:
     """Row of ``table`` for each row of ``reference``.
 
     Returns:
         [R] row numbers; −1 where the response is unusable in either table.
     """
     index, good = table.index(), usable(table)
+    if table.probe_ids is reference.probe_ids and table.kinds is reference.kinds:
+        both = good & usable(reference)
+        return np.where(both, np.arange(len(table), dtype=np.intp), -1)
     pairs = zip(reference.probe_ids.tolist(), reference.kinds.tolist(), strict=True)
     rows = np.array([index.get(pair, -1) for pair in pairs], dtype=np.intp)
     if not len(table):
@@ -123,7 +166,7 @@ def align(reference: ScoreTable, table: ScoreTable) -> npt.NDArray[np.intp]:
     return np.where(good[rows] & usable(reference) & (rows >= 0), rows, -1)
 
 
-def pair_rows(before: ScoreTable, after: ScoreTable) -> PairedRows:
+def pair_rows(before: Rows, after: Rows) -> PairedRows:
     """Pair the rows of two tables by (probe_id, kind), in the order of ``before``.
 
     A row whose sum is not finite, or that its manifest lists as excluded, counts as
@@ -140,7 +183,7 @@ def pair_rows(before: ScoreTable, after: ScoreTable) -> PairedRows:
     )
 
 
-def split_rows(table: ScoreTable, kind: str, trained: bool) -> npt.NDArray[np.bool_]:
+def split_rows(table: Rows, kind: str, trained: bool) -> npt.NDArray[np.bool_]:
     """[R] which rows hold this kind of trained, or of held-out, probes."""
     return np.asarray((table.kinds == kind) & (table.trained == trained))
 
@@ -162,7 +205,7 @@ def token_positions(
     return owner, np.asarray(starts[owner] + within, dtype=np.intp)
 
 
-def distinct_evaluations(tables: Sequence[ScoreTable]) -> int:
+def distinct_evaluations(tables: Sequence[Rows]) -> int:
     """How many of the tables differ in their scores: a repeat tells nothing new."""
     seen = set()
     for table in tables:
@@ -171,9 +214,7 @@ def distinct_evaluations(tables: Sequence[ScoreTable]) -> int:
     return len(seen)
 
 
-def _names(
-    table: ScoreTable, mask: npt.NDArray[np.bool_]
-) -> tuple[tuple[str, str], ...]:
+def _names(table: Rows, mask: npt.NDArray[np.bool_]) -> tuple[tuple[str, str], ...]:
     ids, kinds = table.probe_ids[mask].tolist(), table.kinds[mask].tolist()
     return tuple(zip(ids, kinds, strict=True))
 

@@ -8,15 +8,15 @@ was learnt for one prompt is now said to another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ldeval.compare.logic import conjunct
-from ldeval.compare.pairing import split_rows
+from ldeval.compare.pairing import Rows, split_rows
 from ldeval.compare.thresholds import Thresholds
-from ldeval.records import Conjunct, ScoreTable
+from ldeval.records import Conjunct
 
 TrainedLog = Mapping[int, frozenset[str]]
 """Probe ids that the run trained on, by optimizer step."""
@@ -50,7 +50,7 @@ class SourceCount:
 
 
 def count_sources(
-    table: ScoreTable, kind: str, trained: bool, ids: frozenset[str]
+    table: Rows, kind: str, trained: bool, ids: frozenset[str]
 ) -> SourceCount:
     """Count the sources of the texts of ``kind`` on one split.
 
@@ -74,8 +74,7 @@ def count_sources(
 
 
 def sources_trained(
-    first: ScoreTable,
-    last: ScoreTable,
+    tables: Sequence[Rows],
     trained: bool,
     log: TrainedLog | None,
     thresholds: Thresholds,
@@ -94,6 +93,7 @@ def sources_trained(
     if log is None:
         reason = "not known: no record of which probes were trained at which step"
         return conjunct(name, statement, True, {}, reason)
+    first, last = tables[0], tables[-1]
     steps = [s for s in log if first.manifest.step < s <= last.manifest.step]
     ids = frozenset[str]().union(*(log[step] for step in steps))
     pulled = count_sources(first, "irrelevant_train", trained, ids)

@@ -8,22 +8,25 @@ replacement have the same argmax. The thresholds for both are uncalibrated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from ldeval.compare.clusters import Term, cluster_labels, estimate
-from ldeval.compare.evidence import SplitEvidence, end_series
-from ldeval.compare.flow import Bool, OffLabel, off_label
+from ldeval.compare.digest import Digest
 from ldeval.compare.logic import conjunct, is_above, is_below
+from ldeval.compare.series import end_series
 from ldeval.compare.stats import (
     Bootstrap,
     Float,
     Replicate,
     studentized_estimate,
 )
-from ldeval.records import Conjunct, Estimate, IntArray, ScoreTable
+from ldeval.compare.stored import Bool, Index
+from ldeval.compare.thresholds import Thresholds
+from ldeval.records import Conjunct, Estimate, IntArray
 
 RATIO = "ratio"
 NO_POSITION = "no off-label position along chosen"
@@ -32,11 +35,33 @@ SIMPSON_REPLICATES = 999
 _COLUMNS = 64
 
 
-def repetition_conjuncts(evidence: SplitEvidence) -> tuple[Conjunct, Conjunct]:
+@dataclass(frozen=True)
+class RepetitionInput:
+    """One split's responses along chosen, at every checkpoint."""
+
+    tables: Sequence[Digest]
+    """[C] in order of step; none where only means are known."""
+    rows: Index
+    """[C, R] row of each response of the first table, −1 where not scored."""
+    chosen: Bool
+    """[R] the split's responses of kind chosen."""
+    window: int
+    """W, how many of the last checkpoints are averaged."""
+    bootstrap: Bootstrap
+    thresholds: Thresholds
+
+
+Persistent = Callable[[Estimate, Callable[[], Float]], Estimate]
+"""Widens an estimate by the wandering of its path [C], where that is assessed."""
+
+
+def repetition_conjuncts(
+    evidence: RepetitionInput, persistent: Persistent
+) -> tuple[Conjunct, Conjunct]:
     """The two conditions of the verdict ``repetition``."""
     limits = evidence.thresholds
-    entropy = _entropy_ratio(evidence)
-    simpson = _simpson_ratio(evidence)
+    entropy = _entropy_ratio(evidence, persistent)
+    simpson = _simpson_ratio(evidence, persistent)
     return (
         conjunct(
             "entropy",
@@ -54,90 +79,91 @@ def repetition_conjuncts(evidence: SplitEvidence) -> tuple[Conjunct, Conjunct]:
     )
 
 
-def _missing_column(evidence: SplitEvidence, *columns: str) -> str | None:
+def _missing_column(evidence: RepetitionInput, *columns: str) -> str | None:
     """Which of the columns the first or one of the last tables lacks."""
+    if not evidence.tables:
+        return "only means were imported"
     for table in (evidence.tables[0], *evidence.tables[-evidence.window :]):
         for column in columns:
-            if getattr(table.tokens, column) is None:
+            if column not in table.stored:
                 return f"the column {column} is missing at step {table.manifest.step}"
     return None
 
 
-def _undefined(reason: str, evidence: SplitEvidence) -> Estimate:
+def _undefined(reason: str, evidence: RepetitionInput) -> Estimate:
     return Estimate.undefined(reason, unit=RATIO, level=evidence.thresholds.level)
 
 
-def _kept(evidence: SplitEvidence, where: OffLabel) -> Bool:
-    """[R] responses of the split scored at the first and at all of the last tables."""
-    keep = evidence.mask("chosen")[where.rows] & (where.counts > 0)
-    scored = evidence.rows[:, where.rows] >= 0
+def _kept(evidence: RepetitionInput) -> Bool:
+    """[R] responses along chosen of the split with an off-label position, scored at the
+    first and at all of the last tables."""
+    keep = evidence.chosen & (_counts(evidence) > 0)
+    scored = evidence.rows >= 0
     return np.asarray(keep & scored[0] & scored[-evidence.window :].all(axis=0))
 
 
-def _term(where: OffLabel, weights: Float) -> Term:
-    prompts = where.table.probe_ids[where.rows]
-    texts = {where.kind: where.table.text_hashes[where.rows]}
-    return Term(prompts, texts, weights, weights, missing=NO_POSITION)
+def _counts(evidence: RepetitionInput) -> Float:
+    """[R] off-label positions of each response."""
+    return np.nan_to_num(evidence.tables[0].column("positions_off"))
 
 
-def _entropy_ratio(evidence: SplitEvidence) -> Estimate:
+def _term(evidence: RepetitionInput, kept: Bool, values: Float) -> Term:
+    first = evidence.tables[0]
+    texts = {"chosen": first.text_hashes[kept]}
+    weights = values[kept]
+    return Term(first.probe_ids[kept], texts, weights, weights, missing=NO_POSITION)
+
+
+def _entropy_ratio(evidence: RepetitionInput, persistent: Persistent) -> Estimate:
     """Σ H(end) / Σ H(first) over the off-label positions."""
     reason = _missing_column(evidence, "argmax_ids", "entropies")
-    where = off_label(evidence.tables[0], "chosen")
-    if reason is not None or where is None:
-        return _undefined(reason or NO_POSITION, evidence)
-    sums = np.stack([_entropy_sums(where, table) for table in evidence.tables])
-    kept = _kept(evidence, where)
-    series = end_series(_term(where, sums[0]).at(kept), sums[:, kept], evidence.window)
+    if reason is not None:
+        return _undefined(reason, evidence)
+    kept = _kept(evidence)
+    sums = np.full((len(evidence.tables), int(kept.sum())), np.nan)
+    for column, table, rows in zip(sums, evidence.tables, evidence.rows, strict=True):
+        index = rows[kept]
+        values = table.column("entropy_off")[np.maximum(index, 0)]
+        column[:] = np.where(index >= 0, values, np.nan)
+    whole = np.zeros(len(kept))
+    whole[kept] = sums[0]
+    series = end_series(_term(evidence, kept, whole), sums, evidence.window)
     found = estimate(
         [series.term],
         unit=RATIO,
         bootstrap=evidence.bootstrap,
         level=evidence.thresholds.level,
     )
-    return evidence.persistent(found, series.path)
+    return persistent(found, series.path)
 
 
-def _entropy_sums(where: OffLabel, table: ScoreTable) -> Float:
-    """[R] Σ entropy over each response's off-label positions; NaN where not known."""
-    entropies = table.tokens.entropies
-    if entropies is None:
-        return np.full(len(where.rows), np.nan)
-    here, position = where.locate(table)
-    return where.sums(np.where(here, entropies[position].astype(float), np.nan))
-
-
-def _simpson_ratio(evidence: SplitEvidence) -> Estimate:
+def _simpson_ratio(evidence: RepetitionInput, persistent: Persistent) -> Estimate:
     """Mean Simpson index at the end over that at the first checkpoint."""
     reason = _missing_column(evidence, "argmax_ids")
-    where = off_label(evidence.tables[0], "chosen")
-    if reason is not None or where is None:
-        return _undefined(reason or NO_POSITION, evidence)
-    kept = _kept(evidence, where)
+    if reason is not None:
+        return _undefined(reason, evidence)
+    kept, counts = _kept(evidence), _counts(evidence)
     if not kept.any():
         return _undefined(NO_POSITION, evidence)
-    (labels,), _ = cluster_labels([_term(where, where.counts).at(kept)])
+    (labels,), _ = cluster_labels([_term(evidence, kept, counts)])
     cluster = np.full(len(kept), -1)
     cluster[kept] = labels
-    ids = np.stack([_argmax_ids(where, table) for table in evidence.tables])
-    counts = argmax_counts(ids, cluster[where.owner])
+    rows = np.flatnonzero(evidence.tables[0].kinds == "chosen")
+    owner = np.repeat(rows, counts[rows].astype(np.intp))
+    blank = np.full(len(owner), -1)
+    ids = [
+        blank if table.argmax_ids is None else table.argmax_ids
+        for table in evidence.tables
+    ]
+    matrices = argmax_counts(np.stack(ids), cluster[owner])
     found = simpson_ratio(
-        counts[0],
-        counts[-evidence.window :],
+        matrices[0],
+        matrices[-evidence.window :],
         n=int(kept.sum()),
         bootstrap=Bootstrap(evidence.bootstrap.seed, SIMPSON_REPLICATES),
         level=evidence.thresholds.level,
     )
-    return evidence.persistent(found, lambda: _path(counts))
-
-
-def _argmax_ids(where: OffLabel, table: ScoreTable) -> IntArray:
-    """[P] argmax id at each off-label position; −1 where not known."""
-    column = table.tokens.argmax_ids
-    if column is None:
-        return np.full(len(where.owner), -1)
-    here, position = where.locate(table)
-    return np.where(here, column[position].astype(np.int64), -1)
+    return persistent(found, lambda: _path(matrices))
 
 
 def argmax_counts(ids: IntArray, cluster: IntArray) -> list[csr_array]:

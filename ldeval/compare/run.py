@@ -1,4 +1,9 @@
-"""A whole run: its checkpoints in order, compared pair by pair and end to end."""
+"""A whole run: its checkpoints in order, compared pair by pair and end to end.
+
+Checkpoints are read one after another, each part by part, and reduced to a digest;
+only the first, the last and the two of the current pair are kept in full. Memory is
+that of the reference's ids and of the digests, whatever the number of checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -9,71 +14,67 @@ from typing import get_args
 
 import numpy as np
 
+from ldeval.compare.claims import claims
+from ldeval.compare.cross import cross_influence
 from ldeval.compare.delta import NO_TOKEN_SCORES, curves, kind_changes, margins
+from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
-from ldeval.compare.flow import FLOW_KINDS, BinMass, Bins, bin_mass, flows
-from ldeval.compare.flow import reference_bins as bins_along
+from ldeval.compare.families import adjusted, adjusted_pairs
+from ldeval.compare.flow import STRATA, flows
 from ldeval.compare.influence import influence
-from ldeval.compare.pairing import align, check_comparable, pair_rows, usable
+from ldeval.compare.laws import law_tests, richer_curves
+from ldeval.compare.pairing import align, check_manifests, pair_rows, usable
 from ldeval.compare.provenance import TrainedLog
+from ldeval.compare.reference import DETAILED, Reference, build_reference
+from ldeval.compare.significance import SignFlips
 from ldeval.compare.squeeze import Question, decide
 from ldeval.compare.stats import REPLICATES, Bootstrap
 from ldeval.compare.thresholds import Thresholds
+from ldeval.compare.trajectory import trajectories
 from ldeval.errors import MismatchError
 from ldeval.records import (
     KIND_NAMES,
     Comparison,
     Excluded,
     PairComparison,
-    ScoreTable,
+    ScoreSource,
     Split,
-    Verdict,
 )
 
-INFLUENCE_REPLICATES = 999
-"""Fewer than elsewhere: there are 132 slopes a split and pair."""
+FEWER_REPLICATES = 999
+"""For what is shown at 95% and of which there is much: curves, successive pairs,
+influence slopes."""
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Tables in order of step, with what every pair of them shares."""
+class _Draws:
+    """Everything random, seeded once for the run."""
 
-    tables: tuple[ScoreTable, ...]
-    bins: tuple[Bins, ...]
-    """Flow bins along chosen and rejected; empty where they cannot be had."""
-    masses: tuple[tuple[BinMass, ...], ...]
-    """[kind][C] their masses."""
-    bootstrap: Bootstrap
+    full: Bootstrap
     few: Bootstrap
-    """The bootstrap of the influence slopes."""
+    none: Bootstrap
+    """Student's t intervals, for the slopes of successive pairs."""
+    signs: SignFlips
 
-    def pair(self, first: int, second: int) -> PairComparison:
-        before, after = self.tables[first], self.tables[second]
-        pairs = pair_rows(before, after)
-        return PairComparison(
-            before=before.manifest.step,
-            after=after.manifest.step,
-            changes=kind_changes(before, after, pairs, self.bootstrap),
-            margins=margins(before, after, pairs, self.bootstrap),
-            flows=flows(
-                self.bins,
-                [of_kind[first] for of_kind in self.masses],
-                [of_kind[second] for of_kind in self.masses],
-                self.bootstrap,
-            ),
-            influence=influence(before, after, pairs, self.few),
-            only_before=pairs.only_before,
-            only_after=pairs.only_after,
+    @classmethod
+    def of(cls, seed: int, replicates: int) -> _Draws:
+        few = min(replicates, FEWER_REPLICATES)
+        return cls(
+            Bootstrap(seed, replicates),
+            Bootstrap(seed, few),
+            Bootstrap(seed, 0),
+            SignFlips(seed),
         )
 
 
 def compare_run(
-    tables: Sequence[ScoreTable],
+    tables: Sequence[ScoreSource],
     *,
     run: str,
     noise_floor: float | None = None,
     trained_log: TrainedLog | None = None,
     objective_has_negative: bool | None = None,
+    objective: str | None = None,
     allow_mixed: bool = False,
     seed: int = 0,
     replicates: int = REPLICATES,
@@ -82,17 +83,19 @@ def compare_run(
     """Compare the checkpoints of a run.
 
     Args:
-        tables: two or more, in any order, of different steps. Flow bins are fixed by
-            the first step among them.
+        tables: two or more checkpoints, tables in memory or on disk, in any order, of
+            different steps. Flow bins are fixed by the first step among them.
         run: name of the run.
         noise_floor: |Δ| of a kind's mean between two scorings of one checkpoint,
             nats/token; None where it was not measured.
         trained_log: probe ids trained on, by optimizer step.
         objective_has_negative: whether the training objective pushes any response
             down; None where it was not declared.
+        objective: the objective by name (``sft``, ``dpo`` …), for the paper's claims,
+            which are about one or the other; None where it was not declared.
         allow_mixed: accept differing backends, tiers and dtypes.
         seed: of the bootstrap; results do not depend on the order of anything else.
-        replicates: bootstrap replicates of all but the influence slopes.
+        replicates: bootstrap replicates of verdicts and of first → last.
         thresholds: numbers of the decision table.
 
     Raises:
@@ -102,32 +105,115 @@ def compare_run(
     """
     ordered = _in_order(tables)
     for before, after in pairwise(ordered):
-        check_comparable(before, after, allow_mixed)
-    for table in ordered[2:]:
-        check_comparable(ordered[0], table, allow_mixed)
+        check_manifests(before.manifest, after.manifest, allow_mixed)
+    for source in ordered[2:]:
+        check_manifests(ordered[0].manifest, source.manifest, allow_mixed)
     limits = thresholds or Thresholds()
-    work = _prepare(ordered, seed, replicates)
-    last = len(ordered) - 1
-    pairs = tuple(work.pair(step, step + 1) for step in range(last))
+    draws = _Draws.of(seed, replicates)
+    reference = build_reference(ordered[0])
+    kept, pairs = _walk(ordered, reference, draws)
+    overall = pairs[0] if len(kept) == 2 else _overall(kept[0], kept[-1], draws)
+    overall = adjusted(overall)
+    evidence = [
+        SplitEvidence(kept, split, draws.full, limits) for split in get_args(Split)
+    ]
+    splits = [
+        Question(
+            part,
+            nats=limits.nats(noise_floor),
+            probability=limits.probability(noise_floor),
+            objective_has_negative=objective_has_negative,
+            trained_log=trained_log,
+        )
+        for part in evidence
+    ]
     return Comparison(
         run=run,
-        steps=tuple(table.manifest.step for table in ordered),
-        kinds=_kinds_throughout(ordered),
-        curves=curves(ordered, work.bootstrap),
-        pairs=pairs,
-        overall=pairs[0] if last == 1 else work.pair(0, last),
-        verdicts=_verdicts(
-            work, limits, noise_floor, objective_has_negative, trained_log
+        steps=tuple(table.manifest.step for table in kept),
+        kinds=_kinds_throughout(kept),
+        curves=curves(kept, draws.few),
+        pairs=(overall,) if len(kept) == 2 else adjusted_pairs(pairs),
+        overall=overall,
+        trajectories=tuple(
+            t for part in evidence for t in trajectories(part, limits.nats(noise_floor))
         ),
+        richer=richer_curves(kept[-1], reference, draws.full),
+        laws=law_tests(kept[-1], draws.full),
+        cross=tuple(
+            cross_influence(part, reference, overall.influence, trained_log, draws.few)
+            for part in evidence
+            if part.kinds
+        ),
+        claims=tuple(c for ask in splits for c in claims(ask, objective)),
+        verdicts=tuple(v for ask in splits for v in decide(ask)),
         noise_floor=limits.nats(noise_floor),
-        persistence_assessed=limits.persistence(len(ordered)),
-        excluded=_excluded(ordered),
-        notes=_notes(work, limits, noise_floor),
-        manifests=tuple(table.manifest for table in ordered),
+        persistence_assessed=limits.persistence(len(kept)),
+        excluded=_excluded(kept),
+        notes=_notes(kept, reference, limits, noise_floor),
+        manifests=tuple(table.manifest for table in kept),
     )
 
 
-def _in_order(tables: Sequence[ScoreTable]) -> tuple[ScoreTable, ...]:
+def _walk(
+    sources: Sequence[ScoreSource], reference: Reference, draws: _Draws
+) -> tuple[list[Digest], list[PairComparison]]:
+    """Digests of all checkpoints, the inner ones slim, and the successive pairs."""
+    kept: list[Digest] = []
+    pairs: list[PairComparison] = []
+    last = len(sources) - 1
+    for number, source in enumerate(sources):
+        now = digest(source, reference, detailed=number == last)
+        if number:
+            before = kept[-1]
+            successive = last > 1
+            pairs.append(
+                _successive(before, now, draws, number == 1)
+                if successive
+                else _overall(before, now, draws)
+            )
+            if number > 1:
+                kept[-1] = before.slim()
+        kept.append(now)
+    return kept, pairs
+
+
+def _successive(
+    before: Digest, after: Digest, draws: _Draws, first: bool
+) -> PairComparison:
+    """One of many pairs: fewer replicates, and strata of flow where they matter."""
+    pairs = pair_rows(before, after)
+    others = [kind for kind in KIND_NAMES if kind not in DETAILED]
+    found = [
+        *flows(before, after, pairs, draws.few, DETAILED, STRATA, from_reference=first),
+        *flows(before, after, pairs, draws.few, others, ("all",), from_reference=first),
+    ]
+    return PairComparison(
+        before=before.manifest.step,
+        after=after.manifest.step,
+        changes=kind_changes(before, after, pairs, draws.few, draws.signs),
+        margins=margins(before, after, pairs, draws.few),
+        flows=tuple(sorted(found, key=lambda flow: KIND_NAMES.index(flow.kind))),
+        influence=influence(before, after, pairs, draws.none),
+        only_before=pairs.only_before,
+        only_after=pairs.only_after,
+    )
+
+
+def _overall(before: Digest, after: Digest, draws: _Draws) -> PairComparison:
+    pairs = pair_rows(before, after)
+    return PairComparison(
+        before=before.manifest.step,
+        after=after.manifest.step,
+        changes=kind_changes(before, after, pairs, draws.full, draws.signs),
+        margins=margins(before, after, pairs, draws.full),
+        flows=flows(before, after, pairs, draws.full),
+        influence=influence(before, after, pairs, draws.few),
+        only_before=pairs.only_before,
+        only_after=pairs.only_after,
+    )
+
+
+def _in_order(tables: Sequence[ScoreSource]) -> tuple[ScoreSource, ...]:
     if not tables:
         raise MismatchError(
             "no checkpoints to compare: at least two scored checkpoints are needed"
@@ -150,54 +236,24 @@ def _in_order(tables: Sequence[ScoreTable]) -> tuple[ScoreTable, ...]:
     return ordered
 
 
-def _prepare(tables: tuple[ScoreTable, ...], seed: int, replicates: int) -> _Run:
-    found = [bins_along(tables[0], kind) for kind in FLOW_KINDS]
-    bins = tuple(of_kind for of_kind in found if of_kind is not None)
-    masses = tuple(
-        tuple(bin_mass(of_kind, table) for table in tables) for of_kind in bins
-    )
-    few = min(replicates, INFLUENCE_REPLICATES)
-    return _Run(tables, bins, masses, Bootstrap(seed, replicates), Bootstrap(seed, few))
-
-
-def _verdicts(
-    work: _Run,
-    limits: Thresholds,
-    noise_floor: float | None,
-    objective_has_negative: bool | None,
-    trained_log: TrainedLog | None,
-) -> tuple[Verdict, ...]:
-    found: list[Verdict] = []
-    for split in get_args(Split):
-        evidence = SplitEvidence(
-            work.tables, split, work.bins, work.masses, work.bootstrap, limits
-        )
-        question = Question(
-            evidence,
-            nats=limits.nats(noise_floor),
-            probability=limits.probability(noise_floor),
-            objective_has_negative=objective_has_negative,
-            trained_log=trained_log,
-        )
-        found += decide(question)
-    return tuple(found)
-
-
-def _kinds_throughout(tables: Sequence[ScoreTable]) -> tuple[str, ...]:
+def _kinds_throughout(tables: Sequence[Digest]) -> tuple[str, ...]:
     scored = [set(table.kinds[usable(table)].tolist()) for table in tables]
     return tuple(kind for kind in KIND_NAMES if all(kind in have for have in scored))
 
 
-def _excluded(tables: Sequence[ScoreTable]) -> tuple[Excluded, ...]:
+def _excluded(tables: Sequence[Digest]) -> tuple[Excluded, ...]:
     every = [item for table in tables for item in table.manifest.excluded]
     return tuple(dict.fromkeys(every))
 
 
 def _notes(
-    work: _Run, limits: Thresholds, noise_floor: float | None
+    tables: Sequence[Digest],
+    known: Reference,
+    limits: Thresholds,
+    noise_floor: float | None,
 ) -> tuple[str, ...]:
     """What a reader of the comparison should know beside the numbers."""
-    tables, notes = work.tables, []
+    notes = []
     if not limits.persistence(len(tables)):
         notes.append(
             f"persistence not assessed: {len(tables)} checkpoints, fewer than "
@@ -208,18 +264,18 @@ def _notes(
             f"no noise floor was measured: {limits.change_nats} nats/token stands in"
         )
     first = tables[0].manifest
-    if not work.bins:
+    if not known.has_bins:
         notes.append(
             f"no flows: the top tokens and argmax of step {first.step} were not stored"
         )
-    for table, *masses in zip(tables, *work.masses, strict=True):
-        if masses and not any(np.isfinite(mass.low).any() for mass in masses):
+    for table in tables:
+        if table.mass is not None and not np.isfinite(table.mass).any():
             notes.append(
                 f"no flows at step {table.manifest.step}: {NO_TOKEN_SCORES} for its "
-                "off-label positions"
+                "positions"
             )
     reference = {table.manifest.reference_step for table in tables} - {None}
-    if work.bins and reference - {first.step}:
+    if known.has_bins and reference - {first.step}:
         notes.append(
             f"flow bins are those of step {first.step}; the tables hold the top tokens "
             f"of step {', '.join(map(str, sorted(map(str, reference))))}, so flows are "

@@ -16,11 +16,10 @@ A rise of the argmax alone is not squeezing: it rises in plain fine-tuning too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ldeval.compare.delta import ARGMAX_ALONG
-from ldeval.compare.evidence import ARGMAX, SplitEvidence
+from ldeval.compare.evidence import ARGMAX, FROZEN, Evidence
 from ldeval.compare.logic import (
     all_hold,
     conjunct,
@@ -32,9 +31,7 @@ from ldeval.compare.logic import (
     value_of,
     verdict,
 )
-from ldeval.compare.pairing import distinct_evaluations
 from ldeval.compare.provenance import TrainedLog, sources_trained
-from ldeval.compare.repetition import repetition_conjuncts
 from ldeval.compare.stats import state
 from ldeval.records import (
     KIND_BY_NAME,
@@ -55,7 +52,7 @@ DESTINATIONS = {"argmax": "argmax", "top": "top-k", "tail": "tail"}
 class Question:
     """One split's evidence, and what else the decision table needs to know."""
 
-    evidence: SplitEvidence
+    evidence: Evidence
     nats: float
     """m, nats/token."""
     probability: float
@@ -64,11 +61,15 @@ class Question:
     """Whether the training objective pushes any response down; None if not said."""
     trained_log: TrainedLog | None = None
 
+    def m(self, kind: str) -> float:
+        """m for changes of one kind: its own where only means were imported."""
+        return self.evidence.floors.get(kind, self.nats)
+
 
 def decide(question: Question) -> tuple[Verdict, ...]:
     """All seven verdicts for one split."""
     ask, split = question, question.evidence.split
-    little = too_little(ask.evidence)
+    little = ask.evidence.too_little()
     shared = negative_pressure(ask), others_fall(ask), mass_to_the_top(ask)
     fell, rose = _chosen(ask, "down"), _chosen(ask, "up")
     squeezed_held = verdict(
@@ -90,37 +91,21 @@ def decide(question: Question) -> tuple[Verdict, ...]:
         verdict(
             "repetition",
             split,
-            repetition_conjuncts(ask.evidence),
+            ask.evidence.repetition(),
             little,
             {"calibration": "uncalibrated"},
         ),
     )
 
 
-def too_little(evidence: SplitEvidence) -> str | None:
-    """Why nothing can be decided on this split, or None."""
-    limits, clusters = evidence.thresholds, evidence.clusters
-    if clusters < limits.min_clusters:
-        return (
-            f"{clusters} {evidence.split} clusters of prompts; a verdict needs at "
-            f"least {limits.min_clusters}"
-        )
-    different = distinct_evaluations(evidence.tables)
-    if different < limits.min_evaluations:
-        return (
-            f"{different} distinct evaluation; a verdict needs at least "
-            f"{limits.min_evaluations}"
-        )
-    return None
-
-
 def negative_pressure(ask: Question) -> Conjunct:
     """S1: rejected fell, and by more than its rephrases did."""
     rejected = ask.evidence.kind("rejected")
     contrast = ask.evidence.contrast("rejected", REPHRASES)
-    fell = is_state(rejected, ask.nats, "down")
+    m = ask.m("rejected")
+    fell = is_state(rejected, m, "down")
     below = is_below(contrast, 0.0)
-    if below is None and state(contrast, ask.nats) == "flat":
+    if below is None and state(contrast, m) == "flat":
         below = False
     found, reason = all_hold((fell, below)), None
     if ask.objective_has_negative is False:
@@ -139,23 +124,21 @@ def others_fall(ask: Question) -> Conjunct:
     limits, evidence = ask.evidence.thresholds, ask.evidence
     kinds = {kind: evidence.kind(kind) for kind in OTHERS}
     scored = {
-        kind: change
-        for kind, change in kinds.items()
-        if change.clusters >= limits.min_clusters
+        kind: change for kind, change in kinds.items() if evidence.is_scored(change)
     }
     regions = {KIND_BY_NAME[kind].region for kind in scored}
     found: dict[str, Estimate] = {}
     value, reason = None, None
     if len(scored) < limits.others_kinds or len(regions) < limits.others_regions:
         reason = (
-            f"{len(scored)} other kinds from {len(regions)} regions on at least "
-            f"{limits.min_clusters} clusters; {limits.others_kinds} kinds from "
+            f"{len(scored)} other kinds from {len(regions)} regions "
+            f"{evidence.scored_means}; {limits.others_kinds} kinds from "
             f"{limits.others_regions} regions are needed"
         )
     if scored:
         found["mean of others"] = evidence.mean(list(scored))
     if reason is None:
-        value = _most_fell(ask, found["mean of others"], list(scored.values()))
+        value = most_fell(ask, found["mean of others"], scored)
     statement = (
         f"mean over the other kinds down, at least {limits.others_falling:.0%} of them "
         f"below -m, at most {limits.others_rising:.0%} up"
@@ -163,15 +146,17 @@ def others_fall(ask: Question) -> Conjunct:
     return conjunct("S2", statement, value, found | scored, reason)
 
 
-def _most_fell(
-    ask: Question, mean: Estimate, changes: Sequence[Estimate]
+def most_fell(
+    ask: Question, mean: Estimate, changes: Mapping[str, Estimate]
 ) -> bool | None:
+    """Mean down, most changes below −m and few of them up."""
     limits = ask.evidence.thresholds
-    falling = sum(change.value < -ask.nats for change in changes)
-    rising = sum(state(change, ask.nats) == "up" for change in changes)
+    falling = sum(change.value < -ask.m(kind) for kind, change in changes.items())
+    rising = sum(state(change, ask.m(k)) == "up" for k, change in changes.items())
+    floor = sum(map(ask.m, changes)) / max(len(changes), 1)
     return all_hold(
         (
-            is_state(mean, ask.nats, "down"),
+            is_state(mean, floor, "down"),
             falling >= limits.others_falling * len(changes),
             rising <= limits.others_rising * len(changes),
         )
@@ -192,16 +177,22 @@ def mass_to_the_top(ask: Question) -> Conjunct:
 def _argmax_rises(ask: Question) -> Conjunct:
     """S3 without flows: the argmax rises along a kind that itself does not.
 
-    Along a rising kind it rises because the kind does, so it counts for nothing.
+    Along a rising kind it rises because the kind does, so it counts for nothing. Where
+    the first checkpoint's argmax was followed too (frozen), the lower of the two
+    counts: the maximum over tokens may change identity, the frozen one cannot.
     """
     shown: dict[str, Estimate] = {}
     values: list[bool | None] = []
     named = []
-    for kind in reversed(ARGMAX_ALONG):
+    for kind in ask.evidence.argmax_along:
         along, top = ask.evidence.kind(kind), ask.evidence.kind(ARGMAX + kind)
         shown |= {kind: along, ARGMAX + kind: top}
-        still = opposite(is_state(along, ask.nats, "up"))
-        rises = all_hold((still, is_state(top, ask.nats, "up")))
+        frozen = ask.evidence.kind(FROZEN + kind)
+        if math.isfinite(frozen.low):
+            shown[FROZEN + kind] = frozen
+            top = min(top, frozen, key=lambda found: found.value)
+        still = opposite(is_state(along, ask.m(kind), "up"))
+        rises = all_hold((still, is_state(top, ask.m(ARGMAX + kind), "up")))
         values.append(rises)
         if rises:
             named.append(kind)
@@ -255,12 +246,11 @@ def hallucination(ask: Question) -> tuple[Conjunct, ...]:
             "irrelevant_train rose by more than m above irrelevant_test",
             "irrelevant_train - irrelevant_test",
             contrast,
-            ask.nats,
+            ask.m("irrelevant_train"),
             "up",
         ),
         sources_trained(
-            evidence.tables[0],
-            evidence.tables[-1],
+            evidence.tables,
             evidence.split == "trained",
             ask.trained_log,
             evidence.thresholds,
@@ -279,7 +269,7 @@ def leakage(ask: Question) -> tuple[Conjunct, ...]:
             "body of random_words rose by more than m above the same words in order",
             "random_words - irrelevant_test (body)",
             contrast,
-            ask.nats,
+            ask.m("random_words"),
             "up",
         ),
     )
@@ -288,18 +278,18 @@ def leakage(ask: Question) -> tuple[Conjunct, ...]:
 def _kind_moved(ask: Question, kind: str, body: bool = False) -> Conjunct:
     label = f"{kind} (body)" if body else kind
     change = ask.evidence.kind(kind, body)
-    return moved(f"{kind} up", f"{label} up", label, change, ask.nats, "up")
+    return moved(f"{kind} up", f"{label} up", label, change, ask.m(kind), "up")
 
 
 def _chosen(ask: Question, wanted: State) -> Conjunct:
     change = ask.evidence.kind("chosen")
     name, statement = f"C {wanted}", f"chosen {wanted}"
-    return moved(name, statement, "chosen", change, ask.nats, wanted)
+    return moved(name, statement, "chosen", change, ask.m("chosen"), wanted)
 
 
 def _margin_up(ask: Question) -> Conjunct:
     margin = ask.evidence.margin
-    return moved("M up", "margin up", "margin", margin, ask.nats, "up")
+    return moved("M up", "margin up", "margin", margin, ask.m("margin"), "up")
 
 
 def _not_squeezed(found: Verdict) -> Conjunct:

@@ -59,7 +59,8 @@ class Bootstrap:
 
     Args:
         seed: non-negative.
-        replicates: how many times the clusters are drawn.
+        replicates: how many times the clusters are drawn; with 0 every interval is
+            Student's t.
     """
 
     def __init__(self, seed: int = 0, replicates: int = REPLICATES) -> None:
@@ -115,7 +116,7 @@ class Bootstrap:
         left understates the spread, and the interval is widened to cover Student's t
         interval with G − 1 degrees of freedom as well.
         """
-        if clusters < FEW_CLUSTERS:
+        if clusters < FEW_CLUSTERS or not self.replicates:
             reach = float(special.stdtrit(clusters - 1, 0.5 + level / 2.0)) * se
             return value - reach, value + reach
         parts = []
@@ -199,7 +200,8 @@ def ratio_estimate(
 
     Args:
         numerators: D, [G, J].
-        denominators: N ≥ 0, [G, J]; 0 where a cluster has no part in a term.
+        denominators: N, [G, J], positive in sum; 0 where a cluster has no part in a
+            term.
         coefficients: c, [J].
         missing: why there may be nothing, for the reason of an undefined estimate.
 
@@ -214,11 +216,11 @@ def ratio_estimate(
     value = float(coefficients @ ratios)
     slope = coefficients * clusters / totals
     residuals = numerators - ratios * denominators
-    terms = (np.abs(numerators) + np.abs(ratios) * denominators) @ np.abs(slope)
+    terms = (np.abs(numerators) + np.abs(ratios * denominators)) @ np.abs(slope)
     return studentized_estimate(
         value,
         residuals @ slope,
-        denominators.sum(axis=1),
+        np.abs(denominators).sum(axis=1),
         float(np.max(terms)),
         lambda order: _ratio_replicate(
             residuals[order], denominators[order], value, coefficients
@@ -243,7 +245,9 @@ def slope_estimate(
 
     b = Σ (x − x̄)(y − ȳ) / Σ (x − x̄)², linearised as
     e_g = G Σ_{i∈g} (x_i − x̄) r_i / Σ (x − x̄)² with r the residuals: the
-    cluster-robust (sandwich) standard error with the factor G/(G − 1).
+    cluster-robust (sandwich) standard error with the factor G/(G − 1). That is too
+    small where few prompts have much leverage, so the interval is widened in the ratio
+    of the jackknife's standard error to it.
 
     Args:
         x, y: [R].
@@ -268,7 +272,7 @@ def slope_estimate(
     features = np.stack(
         [np.bincount(labels, weights=c, minlength=clusters) for c in columns], axis=1
     ).astype(np.float64)
-    return studentized_estimate(
+    found = studentized_estimate(
         value,
         features[:, 0] * clusters / square,
         features[:, 3],
@@ -279,13 +283,42 @@ def slope_estimate(
         bootstrap=bootstrap,
         level=level,
     )
+    return _scaled(found, _jackknife_error(features))
 
 
-def rank_correlation(x: Float, y: Float) -> float:
-    """Spearman's rank correlation of two columns [R]; NaN where either is constant."""
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+def _jackknife_error(features: Float) -> float:
+    """Standard error of a slope from the slopes without one cluster each; NaN where one
+    of these is undefined.
+
+    The linearised error trusts points of high leverage, which pull the line to them.
+    """
+    clusters = len(features)
+    cross, of_y, of_x, count, of_square = (features.sum(axis=0) - features).T
+    count = np.where(count > 0, count, np.nan)
+    spread = of_square - of_x**2 / count
+    total = float(features[:, 4].sum())
+    spread = np.where(spread > 1e-9 * total, spread, np.nan)
+    shifts = (cross - of_x * of_y / count) / spread
+    squares = float(np.sum((shifts - shifts.mean()) ** 2))
+    return math.sqrt((clusters - 1) / clusters * squares)
+
+
+def _scaled(found: Estimate, error: float) -> Estimate:
+    """The interval widened in the ratio of ``error``, if larger, to its own error."""
+    if not (0 < found.se < error):
+        return found
+    ratio = error / found.se
+    return replace(
+        found,
+        low=found.value - ratio * (found.value - found.low),
+        high=found.value + ratio * (found.high - found.value),
+        se=error,
+    )
+
+
+def sums_by(labels: npt.NDArray[np.integer], values: Float, groups: int) -> Float:
+    """[groups] Σ of values [R] over the rows of each label; NaN where a row is."""
+    return np.bincount(labels, weights=values, minlength=groups).astype(np.float64)
 
 
 def bounded_estimate(lower: Estimate, upper: Estimate) -> Estimate:
@@ -323,12 +356,6 @@ def state(estimate: Estimate, margin: float) -> State:
     if abs(value) + half <= margin:
         return "flat"
     return "unclear"
-
-
-def _ranks(column: Float) -> Float:
-    """Ranks from 1, ties sharing their mean rank."""
-    _, place, counts = np.unique(column, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - 0.5 * (counts - 1))[place])
 
 
 class _Moments:

@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ldeval.records.estimate import Estimate
 from ldeval.records.kinds import Split
+from ldeval.records.measures import (
+    Claim,
+    CrossInfluence,
+    LawTest,
+    RicherCurve,
+    Trajectory,
+    Truth,
+)
 from ldeval.records.scores import Excluded, Manifest
 
-State = Literal["up", "down", "flat", "unclear"]
-Truth = Literal["holds", "does_not_hold", "undecided"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its uncertainty; NaN, with the reason, where it is undefined."""
-
-    value: float
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the interval."""
-    se: float
-    """Standard error over clusters."""
-    level: float
-    """Confidence level of the interval, e.g. 0.95."""
-    n: int
-    """Responses (or positions, where the unit is per token of a subset) used."""
-    clusters: int
-    """Independent units behind the standard error."""
-    unit: str
-    reason: str | None = None
-    """Why the value or the interval is undefined, when it is."""
-
-    @property
-    def half_width(self) -> float:
-        """The wider half of the interval: conservative for an asymmetric one."""
-        return max(self.high - self.value, self.value - self.low)
-
-    @classmethod
-    def undefined(
-        cls, reason: str, *, unit: str, level: float, n: int = 0, clusters: int = 0
-    ) -> Estimate:
-        """NaN throughout, with the reason."""
-        nan = math.nan
-        return cls(nan, nan, nan, nan, level, n, clusters, unit, reason)
+Stratum = Literal["all", "off", "on"]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Where the distribution of a kind's change over prompts is given."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +29,9 @@ class KindChange:
     """How one kind changed between two checkpoints, in one split."""
 
     kind: str
-    """One of ``KIND_NAMES``, or ``argmax:chosen`` / ``argmax:rejected``: the most
-    probable token at each position along that kind, which may change identity."""
+    """One of ``KIND_NAMES``; or ``argmax:chosen`` / ``argmax:rejected``: the most
+    probable token at each position along that kind, which may change identity; or
+    ``frozen:chosen`` / ``frozen:rejected``: the first checkpoint's, which may not."""
     split: Split
     n: int
     """Responses compared."""
@@ -78,6 +53,17 @@ class KindChange:
     """Δtok without the first and the end token, nats/token."""
     end: Estimate
     """Mean δ of the last response token, nats/token."""
+    matched: Estimate
+    """Length-matched Δ: over the first n* tokens, n* those of the probe's shortest
+    kind without its end token, where that is at least 5, nats/token."""
+    quantiles: tuple[float, ...]
+    """Quantiles over responses of Δsum / n at ``QUANTILES``, nats/token."""
+    p_value: float
+    """Two-sided p of the paired permutation test that Δtok is zero."""
+    p_adjusted: float
+    """The same among the stored kinds of the split: by Holm from the first to the last
+    checkpoint; by Benjamini–Hochberg over all successive pairs. NaN for the derived
+    argmax rows, which are no hypotheses of their own."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +82,19 @@ class Margin:
 
 @dataclass(frozen=True)
 class Flow:
-    """Where probability mass went at the off-label positions along one kind.
+    """Where probability mass went at the positions along one kind.
 
-    Off-label: positions where the reference checkpoint's argmax is not the label.
-    Bins are fixed by the reference checkpoint: the label, its argmax, the rest of its
-    top-k, and the tail. They sum to zero.
+    Bins are fixed by the reference checkpoint: the label, its argmax where that is not
+    the label, the rest of its top-k, and the tail. They sum to zero.
     """
 
     kind: str
     split: Split
+    stratum: Stratum
+    """Which positions: ``all``, those where the reference's argmax is not the label
+    (``off``), or those where it is (``on``)."""
     positions: int
-    """Off-label positions used."""
+    """Positions used."""
     label: Estimate
     """Mean Δp of the label, probability/token."""
     argmax: Estimate
@@ -115,11 +103,23 @@ class Flow:
     """Mean Δp of the rest of the reference top-k."""
     tail: Estimate
     """Mean Δp of everything else."""
+    argmax_share: Estimate
+    """Net share of the mass that the label lost which the argmax got; may be negative
+    or above 1, and the three shares sum to 1. NaN where the interval of ``label``
+    contains 0. Where the label gained: the share of the gain that the bin paid."""
+    top_share: Estimate
+    """The same of the rest of the reference top-k."""
+    tail_share: Estimate
+    """The same of the tail."""
     exact_share: float
     """Share of positions at which every bin is known exactly; elsewhere unknown ids
     were bounded, and the bounds are inside the intervals."""
     risen_share: float
     """Share of positions whose later argmax lies outside the bins."""
+    risen: Estimate
+    """Mean Δp of those later argmaxes, probability/token: a part of the tail's. The
+    reference's probability of each is bounded, and the bounds are in the interval.
+    NaN but from the run's first checkpoint on."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,11 @@ class InfluenceCell:
     """d Δtok(target) / d Δtok(source), dimensionless."""
     correlation: float
     """Spearman rank correlation."""
+    rank: Estimate
+    """The same with its interval."""
+    partial: Estimate
+    """The slope at equal length and equal earlier log-probability of both responses,
+    dimensionless."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class PairComparison:
     margins: tuple[Margin, ...]
     """One a split in which chosen and rejected were both scored."""
     flows: tuple[Flow, ...]
-    """Along chosen and rejected, one a split, where the top-k was stored."""
+    """Along every kind, one a split and stratum, where the top-k was stored."""
     influence: tuple[InfluenceCell, ...]
     """Kind × kind, trained and held-out apart."""
     only_before: tuple[tuple[str, str], ...]
@@ -173,6 +178,8 @@ class CurvePoint:
     """Mean Σ ln p of a response, nats."""
     per_token: Estimate
     """Σ ln p / Σ n, nats/token."""
+    matched: Estimate
+    """The same over the first n* tokens of each response (length-matched)."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +225,16 @@ class Comparison:
     """Successive checkpoints."""
     overall: PairComparison
     """First to last."""
+    trajectories: tuple[Trajectory, ...]
+    """Rise, fall, slope, end value and state, one a kind and split."""
+    richer: tuple[RicherCurve, ...]
+    """Do the rich get richer? Along chosen and rejected, one a split."""
+    laws: tuple[LawTest, ...]
+    """The squeeze or the temperature? Along chosen and rejected, one a split."""
+    cross: tuple[CrossInfluence, ...]
+    """How responses moved one another, one a split."""
+    claims: tuple[Claim, ...]
+    """The paper's claims, one a claim and split."""
     verdicts: tuple[Verdict, ...]
     noise_floor: float
     """m: changes per token inside ±m are not called changes, nats/token."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ SCHEMA_VERSION = 1
 
 TOP_K = 20
 """How many of the most probable tokens are stored at each response position."""
+
+CHUNK_TOKENS = 65_536
+"""Tokens in a part of a table: what is worked on at once."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ class TokenScores:
         """The same without some columns."""
         columns: dict[str, Any] = dict.fromkeys(names)
         return dataclasses.replace(self, **columns)
+
+    def take(self, positions: IntArray) -> TokenScores:
+        """The tokens at ``positions`` [n], as copies."""
+        columns: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            column = getattr(self, item.name)
+            columns[item.name] = None if column is None else column[positions]
+        return TokenScores(**columns)
 
     def slice(self, start: int, stop: int) -> TokenScores:
         """Tokens ``start`` to ``stop`` (exclusive), as views."""
@@ -259,6 +270,30 @@ class ScoreTable:
         """The token scores of response ``index``."""
         return self.tokens.slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    def part(self, start: int, stop: int) -> ScoreTable:
+        """Responses ``start`` to ``stop`` (exclusive), as views."""
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        return ScoreTable(
+            manifest=self.manifest,
+            probe_ids=self.probe_ids[start:stop],
+            kinds=self.kinds[start:stop],
+            trained=self.trained[start:stop],
+            text_hashes=self.text_hashes[start:stop],
+            offsets=self.offsets[start : stop + 1] - first,
+            tokens=self.tokens.slice(first, last),
+            logprob_sums=self.logprob_sums[start:stop],
+        )
+
+    def chunks(self) -> Iterator[ScoreTable]:
+        """The table in parts of about ``CHUNK_TOKENS`` tokens, whole responses each."""
+        start = 0
+        while start < len(self):
+            limit = self.offsets[start] + CHUNK_TOKENS
+            stop = int(np.searchsorted(self.offsets, limit, side="right")) - 1
+            stop = max(stop, start + 1)
+            yield self.part(start, stop)
+            start = stop
+
     def to_pandas(self) -> Any:
         """One row a response: probe_id, kind, trained, n_tokens, logprob_sum (nats)."""
         import pandas as pd
@@ -277,3 +312,16 @@ class ScoreTable:
         """Row of each (probe_id, kind)."""
         pairs = zip(self.probe_ids.tolist(), self.kinds.tolist(), strict=True)
         return {pair: i for i, pair in enumerate(pairs)}
+
+
+class ScoreSource(Protocol):
+    """All scores of one checkpoint, in parts: a table in memory, or one on disk."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the scores are."""
+        ...
+
+    def chunks(self) -> Iterator[ScoreTable]:
+        """Parts of whole responses, in probe order."""
+        ...

@@ -7,7 +7,9 @@
     ├── escape.py          text of others made safe to show
     ├── tables.py          tables as values; terminal and Markdown
     ├── words.py           sentences that follow from the numbers
+    ├── columns.py         filled columns, from which tables are put together
     ├── change_tables.py   what changed, as tables
+    ├── measure_tables.py  paths, laws, influence and claims, as tables
     ├── verdict_tables.py  verdicts and their evidence, in tables and words
     ├── provenance.py      what was left out, notes, manifests
     ├── summary.py         the short account for a terminal
@@ -15,8 +17,10 @@
     ├── canvas.py          the one door to matplotlib
     ├── curve_plot.py      log-probability against step
     ├── plots.py           changes, flow, influence
+    ├── measure_plots.py   rich and poor, likeness to chosen
     ├── figure_plan.py     which figures a report has
     ├── markdown.py        the whole report as Markdown
+    ├── versus_report.py   one run against another
     ├── json_report.py     JSON and CSV, unrounded
     └── writing.py         files, each whole or not at all
 
@@ -29,14 +33,18 @@ from __future__ import annotations
 from ldeval.report.json_report import dumps, report_json, to_csv, to_json
 from ldeval.report.markdown import render_markdown
 from ldeval.report.summary import print_summary
+from ldeval.report.versus_report import dumps_versus, print_versus, write_stitched
 from ldeval.report.writing import write_report
 
 __all__ = [
     "dumps",
+    "dumps_versus",
     "print_summary",
+    "print_versus",
     "render_markdown",
     "report_json",
     "to_csv",
     "to_json",
     "write_report",
+    "write_stitched",
 ]

@@ -25,7 +25,7 @@ from ldeval.report.canvas import FONT, new_figure, plain_axes
 from ldeval.report.escape import for_figure
 from ldeval.report.palette import INK, MUTED, stroke
 from ldeval.report.rounding import level
-from ldeval.report.words import ARGMAX_PREFIX, SPLIT_NAMES
+from ldeval.report.words import ARGMAX_PREFIX, FROZEN_PREFIX, SPLIT_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,6 +152,8 @@ def _lines(
     for stage, start in zip(stages, starts, strict=True):
         points: dict[str, list[CurvePoint]] = {}
         for point in stage.curves:
+            if point.kind.startswith(FROZEN_PREFIX):
+                continue  # in the tables; it would hide the argmax that it starts as
             if point.split == split and region_of(point.kind) == region:
                 points.setdefault(point.kind, []).append(point)
         for kind, found in points.items():

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ldeval.records import Comparison
+from ldeval.report.measure_plots import richer_figure, similarity_figure
 from ldeval.report.plots import (
     curves_figure,
     delta_figure,
@@ -82,6 +83,20 @@ def _of_stage(stage: Comparison, suffix: str, of_run: str) -> Iterable[PlannedFi
             f"flow{suffix}",
             f"Where the probability went at off-label positions{of_run}.",
             partial(flow_figure, stage),
+        )
+    if stage.richer:
+        yield PlannedFigure(
+            f"richer{suffix}",
+            f"Change of the top tokens by their earlier probability{of_run}.",
+            partial(richer_figure, stage),
+            folded=True,
+        )
+    if any(len(cross.similarity) > 1 for cross in stage.cross):
+        yield PlannedFigure(
+            f"similarity{suffix}",
+            f"Slope of the change on likeness to chosen{of_run}.",
+            partial(similarity_figure, stage),
+            folded=True,
         )
     for split in SPLITS:
         if any(cell.split == split for cell in stage.overall.influence):

@@ -11,12 +11,12 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ldeval.records import Comparison, Estimate, PairComparison, Verdict
+from ldeval.records import QUANTILES, Comparison, Estimate, PairComparison, Verdict
 from ldeval.report.escape import for_csv
 
 REPORT_SCHEMA_VERSION = 1
@@ -30,17 +30,22 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema_version": REPORT_SCHEMA_VERSION,
         "run": comparison.run,
-        "steps": _plain(comparison.steps),
+        "steps": plain(comparison.steps),
         "kinds": list(comparison.kinds),
-        "curves": _plain(comparison.curves),
+        "curves": plain(comparison.curves),
         "pairs": [_pair(pair) for pair in comparison.pairs],
         "overall": _pair(comparison.overall),
+        "trajectories": plain(comparison.trajectories),
+        "richer": plain(comparison.richer),
+        "laws": plain(comparison.laws),
+        "cross": plain(comparison.cross),
+        "claims": plain(comparison.claims),
         "verdicts": [_verdict(verdict) for verdict in comparison.verdicts],
-        "noise_floor": _plain(comparison.noise_floor),
+        "noise_floor": plain(comparison.noise_floor),
         "persistence_assessed": comparison.persistence_assessed,
-        "excluded": _plain(comparison.excluded),
+        "excluded": plain(comparison.excluded),
         "notes": list(comparison.notes),
-        "manifests": _plain(comparison.manifests),
+        "manifests": plain(comparison.manifests),
     }
 
 
@@ -64,11 +69,11 @@ def dumps(content: Comparison | Mapping[str, Any]) -> str:
 
 
 def _pair(pair: PairComparison) -> dict[str, Any]:
-    plain: dict[str, Any] = _plain(pair)
+    found: dict[str, Any] = plain(pair)
     for key in ("only_before", "only_after"):
         names = getattr(pair, key)
-        plain[key] = [{"probe_id": p, "kind": kind} for p, kind in names]
-    return plain
+        found[key] = [{"probe_id": p, "kind": kind} for p, kind in names]
+    return found
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
@@ -77,20 +82,20 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     for conjunct in verdict.conjuncts:
         named = {f"{conjunct.name}.{k}": e for k, e in conjunct.evidence.items()}
         evidence.update(named)
-        plain = _plain(dataclasses.replace(conjunct, evidence={}))
-        conjuncts.append(plain | {"evidence": list(named)})
+        found = plain(dataclasses.replace(conjunct, evidence={}))
+        conjuncts.append(found | {"evidence": list(named)})
     return {
         "name": verdict.name,
         "state": verdict.state,
         "split": verdict.split,
-        "evidence": _plain(evidence),
+        "evidence": plain(evidence),
         "conjuncts": conjuncts,
         "reason": verdict.reason,
-        "details": _plain(verdict.details),
+        "details": plain(verdict.details),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses, tuples and numpy numbers as what JSON knows."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -98,11 +103,11 @@ def _plain(value: Any) -> Any:
         return _estimate(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {item.name: _plain(getattr(value, item.name)) for item in fields}
+        return {item.name: plain(getattr(value, item.name)) for item in fields}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
@@ -112,83 +117,121 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     fields = {
         item.name: getattr(estimate, item.name) for item in dataclasses.fields(estimate)
     }
-    plain = {name: _plain(value) for name, value in fields.items()}
-    missing = any(plain[name] is None for name in ("value", "low", "high", "se"))
-    if missing and plain["reason"] is None:
-        plain["reason"] = _NOT_FINITE
-    return plain
+    found = {name: plain(value) for name, value in fields.items()}
+    missing = any(found[name] is None for name in ("value", "low", "high", "se"))
+    if missing and found["reason"] is None:
+        found["reason"] = _NOT_FINITE
+    return found
 
 
 # ------------------------------------------------------------------------------ CSV
 
-_ENDS = ("value", "low", "high", "se", "level", "n", "clusters")
-_CHANGES = ("delta_sum", "delta_tok", "first", "body", "end")
+_ENDS = ("value", "low", "high", "se", "level", "n", "clusters", "reason")
+_Row = dict[str, Any]
 
 
 def to_csv(comparisons: Comparison | Sequence[Comparison]) -> dict[str, str]:
-    """``curves`` and ``changes`` as CSV text, full precision.
+    """Each table of a comparison as CSV text by name, full precision.
 
     Numbers are Python's shortest exact form; undefined ones are empty and their reason
     stands in the estimate's ``_reason`` column. Text that a spreadsheet would run as a
     formula gets a leading apostrophe.
     """
     stages = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
-    curves = [row for stage in stages for row in _curve_rows(stage)]
-    changes = [row for stage in stages for row in _change_rows(stage)]
-    curve_head = ["run", "step", "split", "kind"]
-    change_head = [
-        *("run", "scope", "before", "after", "split", "kind", "n", "mean_tokens"),
-        *("before_sum", "after_sum", "share_fell"),
-    ]
-    levels = _estimate_heads(("mean_sum", "per_token"))
+    tables: dict[str, list[_Row]] = {}
+    for stage in stages:
+        for name, rows in _tables(stage).items():
+            named = [{"run": stage.run} | row for row in rows]
+            tables.setdefault(name, []).extend(named)
+    return {name: _write(rows) for name, rows in tables.items() if rows}
+
+
+def _tables(stage: Comparison) -> dict[str, list[_Row]]:
+    crossed = [(cross.split, cross) for cross in stage.cross]
     return {
-        "curves": _write([*curve_head, *levels], curves),
-        "changes": _write([*change_head, *_estimate_heads(_CHANGES)], changes),
+        "curves": [_cells(point) for point in stage.curves],
+        "changes": _by_pair(stage, lambda pair: pair.changes),
+        "margins": _by_pair(stage, lambda pair: pair.margins),
+        "flows": _by_pair(stage, lambda pair: pair.flows),
+        "influence": _by_pair(stage, lambda pair: pair.influence),
+        "trajectories": [_cells(path) for path in stage.trajectories],
+        "laws": [_cells(law) for law in stage.laws],
+        "richer": [
+            {"kind": curve.kind, "split": curve.split} | _cells(item)
+            for curve in stage.richer
+            for item in curve.bins
+        ],
+        "pulls": [{"split": s} | _cells(p) for s, c in crossed for p in c.pulls],
+        "locations": [
+            {"split": s} | _cells(p) for s, c in crossed for p in c.locations
+        ],
+        "spill": [{"split": s} | _cells(p) for s, c in crossed for p in c.spill],
+        "similarity": [
+            {"split": s} | _cells(p) for s, c in crossed for p in c.similarity
+        ],
+        "claims": [
+            {"claim": claim.name, "split": claim.split, "state": claim.state}
+            | {"evidence": name}
+            | _estimate_cells("estimate", value)
+            for claim in stage.claims
+            for name, value in (claim.effect or {"": _NO_EVIDENCE}).items()
+        ],
+        "verdicts": [
+            {"verdict": verdict.name, "split": verdict.split, "state": verdict.state}
+            | {"condition": conjunct.name, "truth": conjunct.truth, "evidence": name}
+            | _estimate_cells("estimate", value)
+            for verdict in stage.verdicts
+            for conjunct in verdict.conjuncts
+            for name, value in (conjunct.evidence or {"": _NO_EVIDENCE}).items()
+        ],
     }
 
 
-def _estimate_heads(names: Iterable[str]) -> list[str]:
+_NO_EVIDENCE = Estimate.undefined("no estimate is behind it", unit="", level=0.99)
+
+
+def _by_pair(
+    stage: Comparison, of: Callable[[PairComparison], Sequence[Any]]
+) -> list[_Row]:
+    scoped = [("overall", stage.overall)]
+    scoped += [("successive", pair) for pair in stage.pairs]
     return [
-        name if end == "value" else f"{name}_{end}"
-        for name in names
-        for end in (*_ENDS, "reason")
+        {"scope": scope, "before": pair.before, "after": pair.after} | _cells(item)
+        for scope, pair in scoped
+        for item in of(pair)
     ]
 
 
-def _estimate_cells(estimate: Estimate) -> list[Any]:
-    plain = _estimate(estimate)
-    return [plain[name] for name in (*_ENDS, "reason")]
+def _cells(record: Any) -> _Row:
+    """A record's fields as columns: estimates in several, quantiles one each."""
+    row: _Row = {}
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        if isinstance(value, Estimate):
+            row |= _estimate_cells(item.name, value)
+        elif item.name == "quantiles":
+            names = [f"q{round(100 * q):02d}" for q in QUANTILES]
+            row |= dict(zip(names, value, strict=True))
+        else:
+            row[item.name] = value
+    return row
 
 
-def _curve_rows(comparison: Comparison) -> Iterable[list[Any]]:
-    for point in comparison.curves:
-        row = [comparison.run, point.step, point.split, point.kind]
-        yield row + _estimate_cells(point.mean_sum) + _estimate_cells(point.per_token)
+def _estimate_cells(name: str, estimate: Estimate) -> _Row:
+    found = _estimate(estimate)
+    return {name if e == "value" else f"{name}_{e}": found[e] for e in _ENDS}
 
 
-def _change_rows(comparison: Comparison) -> Iterable[list[Any]]:
-    scoped = [("overall", comparison.overall)]
-    scoped += [("successive", pair) for pair in comparison.pairs]
-    for scope, pair in scoped:
-        for change in pair.changes:
-            row = [comparison.run, scope, pair.before, pair.after]
-            row += [change.split, change.kind, change.n, change.mean_tokens]
-            row += [change.before_sum, change.after_sum, change.share_fell]
-            for name in _CHANGES:
-                row += _estimate_cells(getattr(change, name))
-            yield row
-
-
-def _write(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _write(rows: Sequence[_Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerow(rows[0])
+    writer.writerows([_cell(value) for value in row.values()] for row in rows)
     return text.getvalue()
 
 
 def _cell(value: Any) -> str:
-    plain = _plain(value)
-    if plain is None:
+    found = plain(value)
+    if found is None:
         return ""
-    return for_csv(plain) if isinstance(plain, str) else repr(plain)
+    return for_csv(found) if isinstance(found, str) else repr(found)

@@ -12,13 +12,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ldeval.records import Comparison
 from ldeval.report.change_tables import (
     change_table,
+    distribution_table,
     flow_table,
     influence_table,
     margin_table,
     pairs_table,
+    share_table,
 )
 from ldeval.report.escape import for_markdown, visible
 from ldeval.report.figure_plan import plan
+from ldeval.report.measure_tables import (
+    claim_table,
+    law_table,
+    leak_table,
+    location_table,
+    path_sentence,
+    pull_table,
+    richer_table,
+    similarity_table,
+    spill_table,
+    threshold_table,
+    trajectory_table,
+)
 from ldeval.report.provenance import (
     checkpoint_table,
     common_table,
@@ -75,14 +90,17 @@ HOW_TO_READ: tuple[tuple[str, str], ...] = (
         "Argmax",
         "argmax:chosen is the model's most probable token at each position along "
         "chosen. The token may differ from one checkpoint to the next, and along a "
-        "response that rises it rises with it, so it is shown and is never evidence.",
+        "response that rises it rises with it, so it is shown and is never evidence. "
+        "frozen:chosen follows the first checkpoint's argmax instead; it is biased "
+        "down, since what was picked as the highest tends to come back.",
     ),
     (
         "Flow",
         "At the positions where the first checkpoint's argmax is not the response's "
         "own token (off-label), probability is kept in four bins fixed by that "
         "checkpoint: the label, its argmax, the rest of its top-k, and the tail. The "
-        "changes of the four add up to zero.",
+        "changes of the four add up to zero. Net shares say, of what the label lost "
+        "over all positions, how much each other bin got.",
     ),
     (
         "Squeezing",
@@ -165,6 +183,7 @@ def _verdicts(comparison: Comparison, heading: int) -> Iterable[str]:
     table = verdict_table(comparison)
     yield _body_of(to_markdown(table))
     yield _folded("In words", _bullets(verdict_sentences(comparison.verdicts)))
+    yield from _filled([claim_table(comparison)], heading)
 
 
 def _body_of(markdown: str) -> str:
@@ -174,6 +193,9 @@ def _body_of(markdown: str) -> str:
 
 def _sentences(comparison: Comparison, heading: int) -> Iterable[str]:
     pair, floor = comparison.overall, comparison.noise_floor
+    if not comparison.manifests:
+        yield _bullets(map(path_sentence, comparison.trajectories))
+        return
     for split in SPLITS:
         name = SPLIT_NAMES[split].capitalize()
         yield f"**{name} probes, step {pair.before} to step {pair.after}**"
@@ -192,9 +214,28 @@ def _figures(figures: Mapping[str, str], stages: Sequence[Comparison]) -> list[s
 
 def _tables(comparison: Comparison, heading: int) -> Iterable[str]:
     pair, floor = comparison.overall, comparison.noise_floor
+    paths = [trajectory_table(comparison, split) for split in SPLITS]
+    if not comparison.manifests:
+        # an import of sums: its change table would be columns of dashes
+        yield from _filled([*paths, margin_table(pair)], heading)
+        evidence = [conjunct_table(comparison, split) for split in SPLITS]
+        yield _folded(
+            "Evidence of every verdict", "\n\n".join(_filled(evidence, heading))
+        )
+        return
     tables = [change_table(pair, split, floor) for split in SPLITS]
     yield from _filled([*tables, margin_table(pair), flow_table(pair)], heading)
+    laws = [law_table, threshold_table, richer_table]
+    crossed = [location_table, pull_table, spill_table, similarity_table]
     folded = {
+        "Net shares of the label's mass": [share_table(pair)],
+        "Paths through the run": paths,
+        "Spread over prompts": [distribution_table(pair, s) for s in SPLITS],
+        "Squeeze or temperature, rich and poor": [make(comparison) for make in laws],
+        "Pull, location, spill-over, likeness": [
+            *(make(cross) for cross in comparison.cross for make in crossed),
+            leak_table(comparison),
+        ],
         "How kinds moved together": [influence_table(pair, s) for s in SPLITS],
         "Successive checkpoints": [pairs_table(comparison, s) for s in SPLITS],
         "Evidence of every verdict": [conjunct_table(comparison, s) for s in SPLITS],

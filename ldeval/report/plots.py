@@ -21,12 +21,13 @@ from ldeval.records import (
     Split,
 )
 from ldeval.report.canvas import FONT, image, new_figure, plain_axes
-from ldeval.report.change_tables import BIN_NAMES, FLOW_BINS, mark
+from ldeval.report.change_tables import BIN_NAMES, FLOW_BINS, FLOW_KINDS
+from ldeval.report.columns import mark
 from ldeval.report.curve_plot import curves_figure, region_of
 from ldeval.report.escape import for_figure
 from ldeval.report.palette import FAINT, INK, MUTED, stroke
 from ldeval.report.rounding import level, number
-from ldeval.report.words import SPLIT_NAMES, SPLITS, is_argmax
+from ldeval.report.words import FROZEN_PREFIX, SPLIT_NAMES, SPLITS, is_argmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,8 @@ def delta_figure(comparison: Comparison) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     pair, floor = comparison.overall, comparison.noise_floor
-    groups = _groups(pair.changes)
+    changes = [c for c in pair.changes if not c.kind.startswith(FROZEN_PREFIX)]
+    groups = _groups(changes)
     rows = _rows(groups)
     figure = new_figure(9.0, 1.55 + 0.32 * (max(rows.values(), default=0) + 1))
     axes = figure.add_axes(_inches(figure, 2.95, 0.55, 9.0 - 2.95 - 0.3, -0.72))
@@ -65,7 +67,7 @@ def delta_figure(comparison: Comparison) -> Figure:
     if math.isfinite(floor):
         axes.axvspan(-floor, floor, color="#e6e6e6", linewidth=0, zorder=0)
     axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
-    for change in pair.changes:
+    for change in changes:
         _dot(axes, change, rows[change.kind])
     axes.set_yticks(list(rows.values()), [for_figure(kind) for kind in rows])
     axes.set_ylim(max(rows.values(), default=0) + 0.7, -0.7)
@@ -191,7 +193,11 @@ def flow_figure(comparison: Comparison) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    flows = comparison.overall.flows
+    flows = [
+        f
+        for f in comparison.overall.flows
+        if f.stratum == "off" and f.kind in FLOW_KINDS
+    ]
     figure = new_figure(9.0, 3.8)
     kinds = [k for k in ("rejected", "chosen") if any(f.kind == k for f in flows)]
     first: Axes | None = None
@@ -223,7 +229,9 @@ def flow_figure(comparison: Comparison) -> Figure:
 
 
 def _flow_title(comparison: Comparison, kind: str) -> str:
-    sizes = [f"{f.positions:,}" for f in comparison.overall.flows if f.kind == kind]
+    flows = comparison.overall.flows
+    chosen = [f for f in flows if f.kind == kind and f.stratum == "off"]
+    sizes = [f"{f.positions:,}" for f in chosen]
     return f"along {kind}: {' / '.join(sizes)} positions" if sizes else "no flow"
 
 
@@ -258,7 +266,7 @@ def influence_figure(comparison: Comparison, split: Split = "trained") -> Figure
         MissingExtraError: matplotlib is not installed.
     """
     cells = [c for c in comparison.overall.influence if c.split == split]
-    kinds = list(dict.fromkeys(k for c in cells for k in (c.source, c.target)))
+    kinds = _clustered(comparison, split, cells)
     size = max(0.62 * len(kinds), 6.2)
     figure = new_figure(size + 3.1, 0.38 * max(len(kinds), 4) + 2.2)
     axes = figure.add_axes(_inches(figure, 1.75, 1.4, size, -0.8))
@@ -284,6 +292,17 @@ def influence_figure(comparison: Comparison, split: Split = "trained") -> Figure
         "excludes zero; pale: it does not.",
     )
     return figure
+
+
+def _clustered(
+    comparison: Comparison, split: Split, cells: Sequence[InfluenceCell]
+) -> list[str]:
+    """Kinds that moved alike side by side, where the comparison ordered them."""
+    kinds = list(dict.fromkeys(k for c in cells for k in (c.source, c.target)))
+    for cross in comparison.cross:
+        if cross.split == split and set(cross.order) == set(kinds):
+            return list(cross.order)
+    return kinds
 
 
 def _colour_limit(slopes: Sequence[Estimate]) -> float:

@@ -104,6 +104,13 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f}%".replace("-", MINUS)
 
 
+def probability(value: float) -> str:
+    """A p-value: three places, ``<0.001`` below, ``–`` where there is none."""
+    if math.isnan(value):
+        return UNDEFINED
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def count(value: int, one: str, many: str | None = None) -> str:
     """A count with its noun: ``1 probe``, ``1,200 probes``."""
     return f"{value:,} {one if value == 1 else many or one + 's'}"

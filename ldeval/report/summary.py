@@ -5,6 +5,7 @@ from __future__ import annotations
 from ldeval.records import Comparison
 from ldeval.report.change_tables import change_table, margin_table
 from ldeval.report.escape import for_ascii, visible
+from ldeval.report.measure_tables import claim_table, trajectory_table
 from ldeval.report.tables import Style, to_terminal, wrap
 from ldeval.report.verdict_tables import verdict_table
 from ldeval.report.words import SPLITS, standing_sentences
@@ -29,12 +30,20 @@ def print_summary(
     there = {change.split for change in pair.changes}
     split = next((s for s in SPLITS if s in there), SPLITS[0])
     tables = [change_table(pair, split, floor, brief=True)]
+    if not comparison.manifests:
+        # an import of sums: there are no token counts for the other table
+        tables = [trajectory_table(comparison, split)]
     if pair.margins:
         tables.append(margin_table(pair))
     if comparison.verdicts:
         tables.append(verdict_table(comparison))
+    if any(claim.state != "undecided" for claim in comparison.claims):
+        tables.append(claim_table(comparison, brief=True))
     parts = [to_terminal(table, width=width, style=style) for table in tables]
-    standing = visible(" ".join(standing_sentences(comparison)))
+    said = standing_sentences(comparison)
+    if not comparison.manifests:
+        said = comparison.notes
+    standing = visible(". ".join(sentence.rstrip(".") for sentence in said) + ".")
     lines = wrap(for_ascii(standing) if style == "ascii" else standing, width)
     heading = visible(comparison.run)
     heading = for_ascii(heading) if style == "ascii" else heading

@@ -32,7 +32,8 @@ FLOW_FLOOR = Thresholds().change_probability
 """Mean changes of probability per token inside ± this are not called changes."""
 
 ARGMAX_PREFIX = "argmax:"
-"""Kinds that begin with it are derived, and are never evidence."""
+FROZEN_PREFIX = "frozen:"
+"""Kinds that begin with either are derived, and are never evidence."""
 
 _FLOW_WORDS: Mapping[Direction, str] = {
     "rose": "gained,",
@@ -74,8 +75,8 @@ def doubt(estimate: Estimate) -> str:
 
 
 def is_argmax(kind: str) -> bool:
-    """Whether the kind is the derived argmax along another one."""
-    return kind.startswith(ARGMAX_PREFIX)
+    """Whether the kind is a derived argmax along another one."""
+    return kind.startswith((ARGMAX_PREFIX, FROZEN_PREFIX))
 
 
 def split_sentences(
@@ -198,9 +199,11 @@ def margin_sentence(margin: Margin, floor: float) -> str:
 
 def argmax_sentence(change: KindChange, floor: float) -> str:
     """The derived argmax along a kind: shown, never evidence."""
-    along = change.kind.removeprefix(ARGMAX_PREFIX)
+    frozen = change.kind.startswith(FROZEN_PREFIX)
+    along = change.kind.removeprefix(ARGMAX_PREFIX).removeprefix(FROZEN_PREFIX)
+    whose = "first checkpoint's argmax" if frozen else "argmax"
     return (
-        f"Shown, not used as evidence: the argmax along {along}"
+        f"Shown, not used as evidence: the {whose} along {along}"
         f"{_verb(change.delta_tok, floor)}: {quote(change.delta_tok)}."
     )
 
@@ -217,7 +220,29 @@ def _flow_sentences(
             "Where the mass of the rejected tokens went is not known: the comparison "
             "holds no flow along rejected.",
         )
-    return tuple(flow_sentence(flow) for flow in flows)
+    shares = [share_sentence(f) for f in flows if f.stratum == "all"]
+    return (*shares, *(flow_sentence(f) for f in flows if f.stratum == "off"))
+
+
+def share_sentence(flow: Flow) -> str:
+    """Of what the tokens of one kind lost, where it went, net."""
+    shares = net_shares(flow)
+    if not shares:
+        return (
+            f"The tokens of {flow.kind} did not clearly lose or gain probability, so "
+            "there are no shares of it."
+        )
+    lost = flow.label.value < 0
+    verb, went = ("lost", "went to") if lost else ("gained", "came from")
+    parts = [
+        f"{percent(shares[name])} net {went} {words}"
+        for name, words in _FLOW_BINS
+        if name in shares
+    ]
+    return (
+        f"Of the probability that the tokens of {flow.kind} {verb}, over all "
+        f"{count(flow.positions, 'position')}: {', '.join(parts)}."
+    )
 
 
 def flow_sentence(flow: Flow) -> str:
@@ -246,15 +271,13 @@ _BIN_WORDS = {"argmax": "argmax", "top": "rest of top-k", "tail": "tail"}
 def net_shares(flow: Flow) -> dict[str, float]:
     """Share of the label's loss that each other bin took, net; may be negative.
 
-    Empty where the label's interval does not lie below zero: a share of a loss that
-    is not clear is not defined.
+    Empty where the label's interval contains zero: a share of a loss that is not
+    clear is not defined.
     """
-    if not flow.label.high < 0:
-        return {}
-    return {
-        name: getattr(flow, name).value / -flow.label.value
-        for name in ("argmax", "top", "tail")
+    found = {
+        name: getattr(flow, f"{name}_share").value for name in ("argmax", "top", "tail")
     }
+    return {} if any(math.isnan(share) for share in found.values()) else found
 
 
 # -------------------------------------------------------------------------- standing

@@ -28,8 +28,7 @@ def write_report(
         <folder>/
             report.md       what a reader opens
             report.json     everything, unrounded (docs/report_schema.md)
-            curves.csv      levels by step
-            changes.csv     changes, first to last and between successive checkpoints
+            *.csv           every table, unrounded: levels by step, changes, flows …
             *.png, *.svg    the figures, where matplotlib is installed
 
     Args:

@@ -243,10 +243,14 @@ def tokenizer_codec(
     template_options: Mapping[str, Any] | None = None,
 ) -> TextCodec:
     """A codec straight from a transformers tokenizer."""
-    template = getattr(tokenizer, "chat_template", None)
+    remote = _remote_description(tokenizer)
+    described = {} if remote is None else remote
+    template = described.get("chat_template", getattr(tokenizer, "chat_template", None))
     options = dict(template_options or {})
 
     def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        if remote is not None:
+            return _render_remote(messages, add_generation_prompt, remote, options)
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tokenize=False,
@@ -272,13 +276,42 @@ def tokenizer_codec(
     )
 
 
+def _remote_description(tokenizer: Any) -> Mapping[str, Any] | None:
+    """What a server says of its tokenizer; None where the tokenizer is here."""
+    description = getattr(tokenizer, "tokenizer_info", None)
+    return description if isinstance(description, Mapping) else None
+
+
+def _render_remote(
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    description: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> str:
+    """Render a server's template as transformers would its own: the harness's way runs
+    it outside a sandbox, and keeps whitespace that transformers takes away."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    settings = {"chat_template": description["chat_template"], **options}
+    tokens = {name: v for name, v in description.items() if name.endswith("_token")}
+    (text,), _ = render_jinja_template(
+        [[dict(message) for message in messages]],
+        add_generation_prompt=add_generation_prompt,
+        **{**tokens, **settings},
+    )
+    return str(text)
+
+
 def _ids(value: Any) -> list[int]:
     return [int(token) for token in value]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """Hash of what decides the token ids: vocabulary, merges, normalisation, special
-    tokens. The chat template is hashed apart."""
+    tokens. The chat template is hashed apart. ``unknown`` for a server's tokenizer,
+    which does not show its vocabulary."""
+    if _remote_description(tokenizer) is not None:
+        return "unknown"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())

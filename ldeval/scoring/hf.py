@@ -19,6 +19,7 @@ import torch
 from ldeval.errors import UnsupportedBackendError
 from ldeval.records import TokenScores
 from ldeval.scoring import packed
+from ldeval.scoring.allocator import kept_memory
 from ldeval.scoring.batch import ScoreRequest, checked
 from ldeval.scoring.head import statistics, vocabulary
 from ldeval.scoring.layouts import Layout, cache_name, inference, rows_of
@@ -90,7 +91,8 @@ def score_checked(
     caution = packed.missing_cap(lm.model)
     if caution is not None:
         log.warning(caution)
-    found, note = _first_that_agrees(lm, requests, top_k, tokens, done)
+    with kept_memory(lm.device.type):
+        found, note = _first_that_agrees(lm, requests, top_k, tokens, done)
     return found, note if caution is None else f"{note}; {caution}"
 
 

@@ -53,6 +53,8 @@ def _class(model: str) -> Any:
 
 
 def _extra(model: str) -> str:
+    if model.endswith("-completions"):
+        return "api"
     return "vllm" if model == "vllm" else "hf"
 
 

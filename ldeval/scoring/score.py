@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any, Literal, cast
 
@@ -22,6 +22,7 @@ from ldeval.scoring import fallback
 from ldeval.scoring.batch import ScoreRequest
 from ldeval.scoring.encode import (
     EncodedProbe,
+    TextCodec,
     as_messages,
     codec_of,
     encode_probe,
@@ -39,7 +40,7 @@ class Backend:
     """How one model is scored; one row of a table stands on one of these."""
 
     name: str
-    """``hf``, ``vllm``, or the class name of the model."""
+    """``hf``, ``vllm``, ``served``, or the class name of the model."""
     tier: Tier
     dtype: str
     vocab_size: int | None
@@ -47,6 +48,8 @@ class Backend:
     tokenizer_hash: str
     template_hash: str | None
     """Hash of the tokenizer's template, used or not; None where it has none."""
+    codec: TextCodec | None = field(default=None, repr=False, compare=False)
+    """How text becomes tokens; None in the text tier."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,15 @@ def backend_of(lm: Any) -> Backend:
         config = lm.model.llm_engine.model_config
         dtype, width = str(config.dtype), int(config.get_vocab_size())
         return _backend(lm, "vllm", "native", dtype, width, ["vllm", "torch"])
+    if _is_completions(lm):
+        from ldeval.scoring import served
+
+        served.check_settings(lm)
+        if served.ability(lm) == "echo":
+            return _backend(lm, type(lm).__name__, "tokens", "unknown", None, [])
+        facts = served.facts_of(lm)
+        found = _backend(lm, "served", "native", facts.dtype, facts.vocab_size, [])
+        return replace(found, versions={**found.versions, **facts.versions})
     if fallback.takes_tokens(lm):
         return _backend(lm, type(lm).__name__, "tokens", "unknown", None, [])
     return _backend(lm, type(lm).__name__, "text", "unknown", None, [])
@@ -130,6 +142,19 @@ def _is_local_vllm(lm: Any) -> bool:
     )
 
 
+def _is_completions(lm: Any) -> bool:
+    """Whether ``lm`` sends token ids to a completions server (chat classes do not)."""
+    base = _harness_class(
+        lm, "lm_eval.models.openai_completions", "LocalCompletionsAPI"
+    )
+    return (
+        base is not None
+        and type(lm)._create_payload is base._create_payload
+        and type(lm).tok_encode is base.tok_encode
+        and lm.tokenizer_backend in ("huggingface", "remote")
+    )
+
+
 def _harness_class(lm: Any, module: str, name: str) -> Any:
     """The named class among the model's bases, without importing its packages."""
     for base in type(lm).__mro__:
@@ -156,6 +181,7 @@ def _backend(
         versions=versions,
         tokenizer_hash="unknown" if codec is None else codec.tokenizer_hash,
         template_hash=None if codec is None else codec.template_hash,
+        codec=codec,
     )
 
 
@@ -213,6 +239,7 @@ def score_probes(
         span=span,
         apply_chat_template=apply_chat_template,
         system_instruction=system_instruction,
+        codec=backend.codec,
     )
     requests = list(score_requests(encoded, wanted, reference or {}))
     scores, how = _run(lm, backend, requests, top_k, tokens, progress)
@@ -291,9 +318,15 @@ def encode_probes(
     span: Span,
     apply_chat_template: bool,
     system_instruction: str | None,
+    codec: TextCodec | None = None,
 ) -> list[EncodedProbe]:
-    """Tokenize probes with a model's own tokenizer, template and length limit."""
-    codec = codec_of(lm)
+    """Tokenize probes with a model's own tokenizer, template and length limit.
+
+    Args:
+        codec: the model's own, where it is at hand: a large vocabulary takes a while
+            to hash.
+    """
+    codec = codec or codec_of(lm)
     if _is_local_vllm(lm):
         from ldeval.scoring import vllm
 
@@ -382,6 +415,8 @@ def _engine(backend: Backend) -> Any:
     engine: Any
     if backend.name == "hf":
         from ldeval.scoring import hf as engine
+    elif backend.name == "served":
+        from ldeval.scoring import served as engine
     else:
         from ldeval.scoring import vllm as engine
     return engine

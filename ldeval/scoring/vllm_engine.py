@@ -82,15 +82,13 @@ class VllmEngine:
         folder = _resolved(checkpoint.folder)
         started = time.monotonic()
         try:
-            loaded = self._lm.model.collective_rpc(
-                "ldeval_swap", args=(folder, self._tied)
-            )
+            loaded = self._rpc("ldeval_swap", folder, self._tied)
+            self._forget_prefixes()
         except Exception as error:  # what a worker raises arrives so
             self.close()  # its weights are half of one checkpoint, half of another
             raise CheckpointError(
                 f"{checkpoint.path}: cannot be swapped into the engine ({error})"
             ) from error
-        self._lm.model.reset_prefix_cache()
         log.info(
             "swapped in %s: %s tensors in %.2f s",
             checkpoint.path,
@@ -112,16 +110,32 @@ class VllmEngine:
 
     def close(self) -> None:
         """Shut the engine down."""
-        if self._lm is not None:
-            engine = self._lm.model
-            self._lm = None
-            shutdown = getattr(engine.llm_engine.engine_core, "shutdown", None)
-            if callable(shutdown):
-                shutdown()
-            del engine
+        self._shut_down()
+        self._lm = None
         self._upon = None
         self._requests = {}
         gc.collect()
+
+    # ------------------------------------------- what differs where a server computes
+
+    def _rpc(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the worker extension; what each worker returns."""
+        return self._lm.model.collective_rpc(method, args=arguments)
+
+    def _forget_prefixes(self) -> None:
+        """Empty the prefix cache, which holds keys and values of other weights."""
+        self._lm.model.reset_prefix_cache()
+
+    def _use(self, request: Any) -> None:
+        """Score with a loaded adapter, or with the base alone (None)."""
+        self._lm.lora_request = request
+
+    def _shut_down(self) -> None:
+        if self._lm is not None:
+            core = self._lm.model.llm_engine.engine_core
+            shutdown = getattr(core, "shutdown", None)
+            if callable(shutdown):
+                shutdown()
 
     # ------------------------------------------------------------------- full weights
 
@@ -148,7 +162,7 @@ class VllmEngine:
     def _base_alone(self, checkpoint: Checkpoint) -> Any:
         """The base of adapters to come, without any of them."""
         self._start_base(checkpoint.folder, self._rank)
-        self._lm.lora_request = None
+        self._use(None)
         self.swapped = False  # started from its own files
         return self._lm
 
@@ -157,14 +171,14 @@ class VllmEngine:
         folder = _resolved(adapter.folder)
         if folder not in self._requests:
             self._requests[folder] = self._load(adapter, folder)
-        self._lm.lora_request = self._requests[folder]
+        self._use(self._requests[folder])
         self.swapped = True
         return self._lm
 
     def _load(self, adapter: Checkpoint, folder: str) -> Any:
         from vllm.lora.request import LoRARequest
 
-        _check_targets(adapter)
+        check_targets(adapter)
         number = len(self._requests) + 1
         request = LoRARequest(f"{Path(folder).name}-{number}", number, folder)
         try:
@@ -191,7 +205,7 @@ class VllmEngine:
             "worker_extension_cls": WORKER_EXTENSION,
         }
         self._lm = self._start(Checkpoint(base, 0), extra)
-        self._lm.model.collective_rpc("ldeval_plain_logits")
+        self._rpc("ldeval_plain_logits")
         self._upon = folder
 
 
@@ -217,7 +231,7 @@ def lora_rank(folder: str | Path) -> int:
     return max(ranks)
 
 
-def _check_targets(adapter: Checkpoint) -> None:
+def check_targets(adapter: Checkpoint) -> None:
     """vLLM gives no prompt scores beside an adapter of the output layer."""
     for name in tensor_shapes(adapter.folder):
         if "lm_head" in name or "embed_tokens" in name:

@@ -25,12 +25,13 @@ EMBEDDINGS = (
 class WorkerExtension:
     """Mixed into the worker class (``worker_extension_cls``)."""
 
-    def ldeval_swap(self, folder: str, tied: bool) -> int:
+    def ldeval_swap(self, folder: str, tied: bool | str) -> int:
         """Load a checkpoint's weights in place.
 
         Args:
             folder: of safetensors files.
-            tied: whether the output layer is the input embedding.
+            tied: whether the output layer is the input embedding; a server hands it
+                on as text.
 
         Returns:
             How many tensors were loaded.
@@ -39,7 +40,7 @@ class WorkerExtension:
 
         def counted() -> Iterator[tuple[str, Any]]:
             nonlocal count
-            for item in checkpoint_tensors(folder, tied):
+            for item in checkpoint_tensors(folder, tied in (True, "true")):
                 count += 1
                 yield item
 
@@ -65,6 +66,15 @@ class WorkerExtension:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, own)
         return len(wrapped)
+
+    def ldeval_facts(self) -> dict[str, Any]:
+        """What a client of a server cannot see: dtype, vocabulary, length."""
+        config: Any = self.model_runner.model_config  # type: ignore[attr-defined]
+        return {
+            "dtype": str(config.dtype),
+            "vocab_size": int(config.get_vocab_size()),
+            "max_model_len": int(config.max_model_len),
+        }
 
 
 def checkpoint_tensors(folder: str, tied: bool) -> Iterator[tuple[str, Any]]:

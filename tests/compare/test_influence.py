@@ -7,8 +7,11 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from ldeval.compare import Bootstrap, influence, pair_rows
+from ldeval.compare.influence import partial_slope
+from ldeval.compare.ranks import rank_estimate
 
 from .conftest import lift, make_world
 
@@ -78,3 +81,60 @@ def test_a_source_that_did_not_move_explains_nothing():
     assert math.isnan(cell.slope.value)
     assert "alike on every prompt" in str(cell.slope.reason)
     assert math.isnan(cell.correlation)
+
+
+def test_the_partial_slope_is_that_of_the_regression_with_its_controls():
+    rng = np.random.default_rng(5)
+    controls = rng.normal(size=(60, 4))
+    x = controls @ [0.5, -1.0, 0.2, 0.0] + rng.normal(size=60)
+    y = 0.7 * x + controls @ [1.0, 0.3, 0.0, -0.5] + 0.1 * rng.normal(size=60)
+    found = partial_slope(x, y, controls, np.arange(60), FEW)
+    design = np.column_stack([x, np.ones(60), controls])
+    expected = np.linalg.lstsq(design, y, rcond=None)[0][0]
+    assert found.value == pytest.approx(expected)
+    assert found.low < 0.7 < found.high
+
+
+def test_length_alone_makes_a_slope_that_the_partial_one_does_not_show():
+    partial, covered = [], 0
+    for seed in range(24):
+        world = make_world(60, kinds=("chosen", "initial"), tokens=(4, 30), seed=seed)
+        rng = np.random.default_rng(100 + seed)
+        before = world.table(0)
+        lengths = {p: len(world.labels[p, "chosen"]) for p in world.probes}
+        gain = {k: 0.1 * rng.normal(size=60) for k in ("chosen", "initial")}
+        places = {p: i for i, p in enumerate(world.probes)}
+        after = with_changes(
+            before,
+            lambda p, k, n, of=lengths, g=gain, at=places: (
+                n * (0.1 * of[p] + g[k][at[p]])
+            ),
+        )
+        cell = cells_between(before, after)["chosen", "initial", "trained"]
+        assert cell.slope.low > 0.5
+        partial.append(cell.partial.value)
+        covered += cell.partial.low < 0 < cell.partial.high
+    assert abs(np.mean(partial)) < 3 * np.std(partial) / np.sqrt(len(partial))
+    assert covered >= 20
+
+
+def test_the_rank_correlation_agrees_with_scipy_and_its_interval_holds_it():
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=50)
+    y = x + rng.normal(size=50)
+    found = rank_estimate(x, y, 50)
+    assert found.value == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+    assert -1 < found.low < found.value < found.high < 1
+    assert math.isnan(rank_estimate(np.ones(50), y, 50).value)
+
+
+def test_the_rank_correlation_s_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(8)
+    truth = 6 / np.pi * np.arcsin(0.5 / 2)  # of a normal pair with correlation 0.5
+    hits = 0
+    for _ in range(500):
+        x = rng.normal(size=40)
+        y = 0.5 * x + np.sqrt(0.75) * rng.normal(size=40)
+        found = rank_estimate(x, y, 40)
+        hits += found.low <= truth <= found.high
+    assert 0.92 < hits / 500 < 0.98

@@ -69,13 +69,19 @@ def test_changes_of_successive_pairs_add_up_to_the_overall_change(comparison):
 
 
 def test_flows_of_successive_pairs_add_up_to_the_overall_flow(comparison):
-    for whole, one, two in zip(
-        comparison.overall.flows,
-        comparison.pairs[0].flows,
-        comparison.pairs[1].flows,
-        strict=True,
-    ):
-        assert one.argmax.value + two.argmax.value == pytest.approx(whole.argmax.value)
+    pairs = [
+        {(f.kind, f.split, f.stratum): f for f in pair.flows}
+        for pair in (*comparison.pairs, comparison.overall)
+    ]
+    assert set(pairs[0]) == set(pairs[1]) < set(pairs[2])
+    assert {kind for kind, _, stratum in pairs[0] if stratum == "all"} == set(
+        KIND_NAMES
+    )
+    for key in pairs[0]:
+        one, two, whole = (found[key] for found in pairs)
+        for name in ("label", "argmax", "top", "tail"):
+            parts = getattr(one, name).value + getattr(two, name).value
+            assert parts == pytest.approx(getattr(whole, name).value, abs=1e-12)
 
 
 def test_displayed_intervals_are_at_95_and_verdicts_at_99_percent(comparison):
@@ -103,8 +109,14 @@ def test_two_checkpoints_have_one_pair_which_is_the_overall_one(tables):
 def test_identical_tables_have_no_change_anywhere(tables):
     again = with_manifest(tables[0], step=10)
     found = compare([tables[0], again])
-    changes = (found.overall.changes, found.overall.margins, found.overall.flows)
-    for estimate in estimates_in(changes):
+    changes = (found.overall.changes, found.overall.margins)
+    bins = ("label", "argmax", "top", "tail")
+    masses = tuple(getattr(f, name) for f in found.overall.flows for name in bins)
+    assert all(f.argmax_share.reason for f in found.overall.flows)
+    assert {c.p_adjusted for c in found.overall.changes if ":" not in c.kind} == {1.0}
+    for estimate in estimates_in((changes, masses)):
+        if estimate.reason is not None:
+            continue  # no probe is long enough to be matched
         numbers = (estimate.value, estimate.low, estimate.high, estimate.se)
         assert numbers == (0, 0, 0, 0)
     assert all(verdict.state == "undecided" for verdict in found.verdicts)
@@ -158,6 +170,8 @@ def test_kinds_are_those_scored_at_every_step(tables):
     assert {point.kind for point in found.curves} == set(found.kinds) | {
         "argmax:chosen",
         "argmax:rejected",
+        "frozen:chosen",
+        "frozen:rejected",
     }
 
 

@@ -8,9 +8,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ldeval.compare import Bootstrap, Thresholds, bin_mass, decide, reference_bins
-from ldeval.compare.evidence import SplitEvidence, spread, widened
+from ldeval.compare import Bootstrap, Thresholds, decide, digests
+from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.logic import all_hold, is_above, is_below, opposite
+from ldeval.compare.series import spread, widened
 from ldeval.compare.squeeze import OTHERS, Question
 from ldeval.records import Estimate
 
@@ -36,10 +37,7 @@ NAMES = [
 
 
 def evidence_of(tables, split="trained"):
-    bins = [reference_bins(tables[0], kind) for kind in ("chosen", "rejected")]
-    bins = [of_kind for of_kind in bins if of_kind is not None]
-    masses = [[bin_mass(of_kind, table) for table in tables] for of_kind in bins]
-    return SplitEvidence(tables, split, bins, masses, Bootstrap(0, 499), Thresholds())
+    return SplitEvidence(digests(tables), split, Bootstrap(0, 499), Thresholds())
 
 
 def judge(*tables, split="trained", **more):

@@ -6,6 +6,7 @@ means over the drawn prompts with normal intervals: enough to print and draw.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ import pytest
 
 from ldeval.records import (
     KIND_NAMES,
+    QUANTILES,
     Comparison,
     Conjunct,
     CurvePoint,
@@ -27,6 +29,7 @@ from ldeval.records import (
     Margin,
     PairComparison,
     Split,
+    Stratum,
     Verdict,
 )
 
@@ -123,10 +126,16 @@ def change(draws: Draws, kind: str, split: Split, i: int, j: int) -> KindChange:
         first=estimate(delta / tokens * 1.4 + 0.02, "nats/token"),
         body=body,
         end=estimate(delta / tokens * 0.2, "nats/token"),
+        matched=estimate(delta / tokens * 1.1, "nats/token"),
+        quantiles=tuple(np.quantile(delta / tokens, QUANTILES)),
+        p_value=math.nan if ":" in kind else 0.004,
+        p_adjusted=math.nan if ":" in kind else 0.048,
     )
 
 
-def flow(draws: Draws, kind: str, split: Split, i: int, j: int) -> Flow:
+def flow(
+    draws: Draws, kind: str, split: Split, i: int, j: int, stratum: Stratum = "off"
+) -> Flow:
     """Bins that add up to zero, the label losing along rejected."""
     rng = np.random.default_rng(i * 100 + j + len(kind))
     lost = 0.045 if kind == "rejected" else -0.01
@@ -139,7 +148,17 @@ def flow(draws: Draws, kind: str, split: Split, i: int, j: int) -> Flow:
     label = estimate(-(argmax + top + tail), unit)
     exact = 0.82 if kind == "chosen" else 1.0
     bins = (estimate(argmax, unit), estimate(top, unit), estimate(tail, unit))
-    return Flow(kind, split, 22 * n, label, *bins, exact, 0.031)
+    clear = label.high < 0
+    shares = [
+        dataclasses.replace(b, value=b.value / -label.value, unit="share")
+        if clear
+        else Estimate.undefined("not clear", unit="share", level=0.95)
+        for b in bins
+    ]
+    risen = estimate(0.1 * tail, unit)
+    return Flow(
+        kind, split, stratum, 22 * n, label, *bins, *shares, exact, 0.031, risen
+    )
 
 
 def influence(draws: Draws, split: Split, i: int, j: int) -> list[InfluenceCell]:
@@ -158,7 +177,8 @@ def influence(draws: Draws, split: Split, i: int, j: int) -> list[InfluenceCell]
             ends = (slope - 1.96 * se, slope + 1.96 * se)
             value = Estimate(slope, *ends, se, 0.95, len(x), len(x), "")
             rho = float(np.corrcoef(x, y)[0, 1])
-            cells.append(InfluenceCell(source, target, split, value, rho))
+            rank = Estimate(rho, rho - 0.1, rho + 0.1, 0.05, 0.95, len(x), len(x), "")
+            cells.append(InfluenceCell(source, target, split, value, rho, rank, value))
     return cells
 
 
@@ -186,7 +206,10 @@ def pair(draws: Draws, i: int, j: int) -> PairComparison:
         ),
         margins=tuple(margins),
         flows=tuple(
-            flow(draws, k, s, i, j) for k in ("chosen", "rejected") for s in splits
+            flow(draws, k, s, i, j, stratum)
+            for k in ("chosen", "rejected")
+            for s in splits
+            for stratum in ("all", "off", "on")
         ),
         influence=tuple(c for s in splits for c in influence(draws, s, i, j)),
         only_before=((HOSTILE_IDS[0], "initial"),),
@@ -205,7 +228,7 @@ def curves(draws: Draws) -> tuple[CurvePoint, ...]:
                 total = Estimate.undefined(
                     "no initial at this step", unit="nats/response", level=0.95
                 )
-            points.append(CurvePoint(step, kind, split, total, per_token))
+            points.append(CurvePoint(step, kind, split, total, per_token, per_token))
     return tuple(points)
 
 
@@ -311,6 +334,11 @@ def build(
         curves=curves(draws),
         pairs=tuple(pair(draws, i, i + 1) for i in range(last)),
         overall=overall,
+        trajectories=(),
+        richer=(),
+        laws=(),
+        cross=(),
+        claims=(),
         verdicts=verdicts(overall),
         noise_floor=0.01,
         persistence_assessed=last >= 7,

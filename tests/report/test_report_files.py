@@ -170,8 +170,8 @@ def test_a_report_is_written_whole(
         assert b"<svg" in (report.parent / link).with_suffix(".svg").read_bytes()
     strict((report.parent / "report.json").read_text("ascii"))
     assert {p.name for p in report.parent.glob("*.csv")} == {
-        "curves.csv",
-        "changes.csv",
+        *("curves.csv", "changes.csv", "margins.csv", "flows.csv"),
+        *("influence.csv", "verdicts.csv"),
     }
     assert not list(report.parent.glob(".*"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +32,7 @@ from ldeval.report.words import (
     margin_sentence,
     net_shares,
     overview_sentences,
+    share_sentence,
     split_sentences,
     standing_sentences,
 )
@@ -58,7 +58,8 @@ def change(per_token: Estimate, kind: str = "chosen") -> KindChange:
     """A change of which only the numbers of a direction matter."""
     per_response = dataclasses.replace(per_token, unit="nats/response")
     rest = (per_response, per_token, 0.5, per_token, per_token, per_token)
-    return KindChange(kind, "trained", 64, 50.0, -100.0, -90.0, *rest)
+    more = (per_token, (0.0,) * 5, 0.5, 1.0)
+    return KindChange(kind, "trained", 64, 50.0, -100.0, -90.0, *rest, *more)
 
 
 @given(estimates())
@@ -114,12 +115,21 @@ def test_a_ratio_has_neither_sign_nor_unit() -> None:
     assert quote(make(0.5, 0.4, 0.6, "ratio")) == "0.50 (95% interval 0.40 to 0.60)"
 
 
+def make_flow(
+    label: Estimate, argmax: Estimate, rest: Estimate, share: Estimate
+) -> Flow:
+    return Flow(
+        *("rejected", "trained", "off", 10, label, argmax, rest, rest),
+        *(share, share, share, 1.0, 0.0, UNDEFINED),
+    )
+
+
 @given(estimates())
 def test_the_flow_names_no_gain_that_its_interval_does_not_carry(
     estimate: Estimate,
 ) -> None:
     still = make(0.0, 0.0, 0.0)
-    flow = Flow("rejected", "trained", 10, still, estimate, still, still, 1.0, 0.0)
+    flow = make_flow(still, estimate, still, UNDEFINED)
     part = next(p for p in flow_sentence(flow).split(";") if "reference argmax" in p)
     assert ("gained" in part) == (estimate.low > 0.001)
     assert ("lost" in part) == (estimate.high < -0.001)
@@ -127,10 +137,15 @@ def test_the_flow_names_no_gain_that_its_interval_does_not_carry(
 
 def test_a_share_of_a_loss_that_is_not_clear_is_not_given() -> None:
     lost, unclear = make(-0.1, -0.2, -0.05), make(-0.1, -0.2, 0.05)
-    gain = make(0.05, 0.04, 0.06)
-    clear = Flow("rejected", "trained", 9, lost, gain, gain, gain, 1.0, 0.0)
-    assert net_shares(clear)["argmax"] == pytest.approx(0.5)
-    assert net_shares(dataclasses.replace(clear, label=unclear)) == {}
+    gain, half = make(0.05, 0.04, 0.06), make(0.5, 0.4, 0.6)
+    clear = make_flow(lost, gain, gain, half)
+    assert net_shares(clear)["argmax"] == 0.5
+    assert "50% net went to the reference argmax" in share_sentence(clear)
+    odd = make_flow(unclear, gain, gain, UNDEFINED)
+    assert net_shares(odd) == {}
+    assert "did not clearly lose or gain" in share_sentence(odd)
+    gained = make_flow(make(0.1, 0.05, 0.2), gain, gain, half)
+    assert "50% net came from the reference argmax" in share_sentence(gained)
 
 
 def test_a_sum_that_goes_the_other_way_is_said() -> None:

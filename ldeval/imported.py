@@ -1,0 +1,126 @@
+"""Imported runs on disk: means by checkpoint, and single prompts where known.
+
+::
+
+    <store>/<run>/
+        levels.json      steps, columns, where they came from; written last
+        prompts.npz      [T, P] Σ ln p of every prompt by column, if known
+
+Apart from ``store``: no table of tokens is behind them, and nothing is ever resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldeval.errors import StoreError
+from ldeval.records import LEVELS_VERSION, LevelColumn, LevelRun
+
+LEVELS = "levels.json"
+PROMPTS = "prompts.npz"
+
+
+def is_imported(run: str | Path) -> bool:
+    """Whether ``STORE/RUN`` holds an import of means."""
+    return (Path(run) / LEVELS).is_file()
+
+
+def write_levels(store: str | Path, levels: LevelRun) -> Path:
+    """Write an imported run; returns its folder.
+
+    Raises:
+        StoreError: the run's name is no plain folder name, it holds scored tables, or
+            the disk cannot be written.
+    """
+    name = levels.run
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise StoreError(
+            f"run name {name!r} is not a plain folder name. Give one with --run."
+        )
+    folder = Path(store) / name
+    if any(folder.glob("step_*")):
+        raise StoreError(
+            f"{folder}: holds scored tables. Import under another name with --run."
+        )
+    record = dataclasses.asdict(dataclasses.replace(levels, prompts={}))
+    record.pop("prompts")
+    record["columns"] = [_to_json(column) for column in levels.columns]
+    record |= {"levels_version": LEVELS_VERSION, "prompts_sha256": None}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LEVELS).unlink(missing_ok=True)
+        (folder / PROMPTS).unlink(missing_ok=True)
+        if levels.prompts:
+            with (folder / PROMPTS).open("wb") as handle:
+                np.savez_compressed(handle, **dict(levels.prompts))  # type: ignore[arg-type]
+            record["prompts_sha256"] = _digest(folder / PROMPTS)
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+        partial = folder / f"{LEVELS}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / LEVELS)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: cannot be written ({error.strerror or error})."
+        ) from error
+    return folder
+
+
+def read_levels(run: str | Path) -> LevelRun:
+    """Read an imported run back.
+
+    Raises:
+        StoreError: it is damaged or of another version.
+    """
+    path = Path(run) / LEVELS
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record.pop("levels_version")
+        if version != LEVELS_VERSION:
+            raise StoreError(
+                f"{path}: version {version!r}; this ldeval reads {LEVELS_VERSION}. "
+                "Import the file again."
+            )
+        digest = record.pop("prompts_sha256")
+        columns = tuple(_from_json(column) for column in record.pop("columns"))
+        prompts = (
+            {} if digest is None else _read_prompts(path.with_name(PROMPTS), digest)
+        )
+        record["steps"] = tuple(int(step) for step in record["steps"])
+        record["notes"] = tuple(record["notes"])
+        return LevelRun(columns=columns, prompts=prompts, **record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(
+            f"{path}: cannot be read ({error}). Import the file again."
+        ) from error
+
+
+def _read_prompts(path: Path, digest: str) -> dict[str, Any]:
+    if _digest(path) != digest:
+        raise StoreError(f"{path}: was changed or cut short. Import the file again.")
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _to_json(column: LevelColumn) -> dict[str, Any]:
+    record = dataclasses.asdict(column)
+    record["values"] = [v if math.isfinite(v) else None for v in column.values]
+    return record
+
+
+def _from_json(record: dict[str, Any]) -> LevelColumn:
+    values = tuple(math.nan if v is None else float(v) for v in record.pop("values"))
+    return LevelColumn(values=values, **record)

@@ -1,0 +1,1 @@
+"""Results that other tools wrote: the paper authors' files, TRL's trainer log."""

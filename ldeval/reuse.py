@@ -1,0 +1,101 @@
+"""Scores that a sweep need not compute: finished steps, and equal weights elsewhere.
+
+Apart from the sweep, which asks here before it opens a model; nothing here scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldeval.errors import IncompleteError, MismatchError, StoreError
+from ldeval.records import Checkpoint, Manifest, ScoreTable
+from ldeval.store import StoredStep, list_runs, read_manifest, read_table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What scores are scores of: two with the same question have the same answer."""
+
+    weights_hash: str
+    probe_set_hash: str
+    settings: Mapping[str, Any]
+
+    def differs(self, manifest: Manifest) -> str | None:
+        """The first field in which stored scores answer another question."""
+        for name in ("weights_hash", "probe_set_hash", "settings"):
+            if getattr(manifest, name) != getattr(self, name):
+                return name
+        return None
+
+
+def is_finished(folder: Path, question: Question) -> bool:
+    """Whether a step is stored already.
+
+    Raises:
+        MismatchError: when other scores lie there.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except IncompleteError:
+        return False
+    name = question.differs(manifest)
+    if name is not None:
+        raise MismatchError(
+            f"{folder} holds scores with {name} {getattr(manifest, name)}, this sweep "
+            f"has {getattr(question, name)}. Use another --run or --store, or delete "
+            "that folder."
+        )
+    return True
+
+
+def from_another_run(
+    store: Path,
+    run: str,
+    question: Question,
+    checkpoint: Checkpoint,
+    objective: str | None,
+) -> ScoreTable | None:
+    """The same weights scored on the same probes under another run's name, as where
+    DPO starts from the last checkpoint of SFT.
+
+    Args:
+        run: the run that they are wanted for.
+        objective: of that run.
+    """
+    for name, item in _other_steps(store, run):
+        try:
+            manifest = read_manifest(item.folder)
+        except StoreError as error:
+            log.warning("not looked into: %s", error)
+            continue
+        if question.differs(manifest) is None:
+            log.info("%s: same weights as %s", checkpoint.path, item.folder)
+            table = read_table(item.folder)
+            note = f"the same weights were scored as {name} step {item.step}"
+            renamed = replace(
+                table.manifest,
+                run=run,
+                objective=objective,
+                step=checkpoint.step,
+                checkpoint=checkpoint.path,
+                notes=(*table.manifest.notes, note),
+            )
+            return replace(table, manifest=renamed)
+    return None
+
+
+def _other_steps(store: Path, run: str) -> Iterator[tuple[str, StoredStep]]:
+    """(run, step) of every complete step of the other runs in a store."""
+    try:
+        runs = list_runs(store)
+    except StoreError:
+        return  # no store yet, or nothing in it
+    for name, steps in runs.items():
+        if name != run:
+            yield from ((name, item) for item in steps if item.complete)
