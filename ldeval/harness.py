@@ -26,7 +26,8 @@ from ldeval.probes import ProbeSet, parse_probe, probe_to_record, read_probes
 from ldeval.probes.dataset import dataset_files, is_dataset
 from ldeval.records import KIND_NAMES, TOP_K, Excluded, ScoreTable
 from ldeval.scoring import request
-from ldeval.scoring.score import Backend, Scored, scoring_notes
+from ldeval.scoring.backends import Backend
+from ldeval.scoring.score import Scored, scoring_notes
 from ldeval.scoring.tables import build_table
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from typing import Any
 from ldeval.checkpoints import tensor_shapes
 from ldeval.errors import CheckpointError, KnownAnswerError
 from ldeval.records import Checkpoint, Probe, Response, Span
+from ldeval.scoring.backends import backend_of
 from ldeval.scoring.batch import ScoreRequest
 from ldeval.scoring.models import base_of
 from ldeval.scoring.score import (
-    backend_of,
     encode_probes,
     score_probes,
     score_requests,

@@ -18,7 +18,8 @@ from lm_eval.api.model import LM
 
 from ldeval.probes import parse_probe
 from ldeval.records import TOP_K, Probe, TokenScores
-from ldeval.scoring.score import Backend, Key, ResponseScore, Scored, score_probes
+from ldeval.scoring.backends import Backend
+from ldeval.scoring.score import Key, ResponseScore, Scored, score_probes
 
 REQUEST_TYPE = "probe_logprobs"
 

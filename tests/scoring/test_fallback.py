@@ -10,7 +10,8 @@ from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 
 from ldeval.probes import ProbeSet
-from ldeval.scoring.score import backend_of, score_probes
+from ldeval.scoring.backends import backend_of
+from ldeval.scoring.score import score_probes
 from tests.scoring.conftest import open_hf
 
 

@@ -11,8 +11,8 @@ import torch
 
 from ldeval.errors import ScoringError, UnsupportedBackendError
 from ldeval.probes import ProbeSet
+from ldeval.scoring.backends import backend_of
 from ldeval.scoring.score import (
-    backend_of,
     encode_probes,
     score_probes,
     score_requests,

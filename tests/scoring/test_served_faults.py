@@ -18,10 +18,10 @@ import torch
 from ldeval.errors import ScoringError, UnsupportedBackendError
 from ldeval.probes import ProbeSet
 from ldeval.scoring import served
+from ldeval.scoring.backends import backend_of
 from ldeval.scoring.encode import codec_of
 from ldeval.scoring.score import (
     Scored,
-    backend_of,
     encode_probes,
     score_probes,
     score_requests,
