@@ -38,7 +38,8 @@ PIECES: tuple[bytes, ...] = (
     b" and", b" you", b" should", b" stir", b" it", b" gently", b".", b",",
     b" Do", b" not", b" lift", b"\n", b"<script>", b"</script>",
     "\u202e".encode(), "\U0001f35a".encode()[:2], "\U0001f35a".encode()[2:],
-    b" lid", b" for", b" ten", b" minutes", b" more", " \u7c73\u996d".encode(), b"<|im_end|>",
+    b" lid", b" for", b" ten", b" minutes", b" more",
+    " \u7c73\u996d".encode(), b"<|im_end|>",
 )  # fmt: skip
 """One a token id; 23 and 24 are the two halves of one character."""
 
@@ -166,5 +167,3 @@ def stored(found: ScoredRun, store: Path) -> Path:
     for table in found.tables:
         write_table(step_folder(store, table.manifest.run, table.manifest.step), table)
     return store / found.tables[0].manifest.run
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -69,6 +69,8 @@ class PageRun:
     """The probes that were scored; without them prompts are known by id alone."""
     pieces: Pieces | None = None
     """What token ids spell; without them tokens are shown by id."""
+    pieces_named: bool = False
+    """Whether they were asked for: then it is an error where they do not fit."""
 
 
 def render_page(
@@ -149,8 +151,9 @@ def _run(
         ordered = sorted(run.scores, key=lambda source: source.manifest.step)
         scores = PromptScores(ordered, worst)
         ids = scores.token_ids()
-        _check_spelling(scores, run)
-        blocks[f"prompts-{number}"] = packed_json(_prompts(scores, ids, run))
+        pieces = _fitting(scores, run)
+        found = _prompts(scores, ids, run.probes, pieces)
+        blocks[f"prompts-{number}"] = packed_json(found)
         blocks[f"sums-{number}"] = scores.sum_block()
         for place, (start, stop) in enumerate(scores.groups()):
             blocks[f"ends-{number}-{place}"] = scores.end_block(start, stop, ids)
@@ -159,15 +162,18 @@ def _run(
         record["prompts"] = {
             "count": len(scores.probes),
             "texts": run.probes is not None,
-            "pieces": run.pieces is not None,
+            "pieces": pieces is not None,
         }
     return record
 
 
-def _prompts(scores: PromptScores, ids: IntArray, run: PageRun) -> dict[str, Any]:
-    probes: Mapping[str, Probe] = {p.probe_id: p for p in run.probes or ()}
-    prompts, texts = texts_of(scores, probes)
-    pieces = run.pieces
+def _prompts(
+    scores: PromptScores,
+    ids: IntArray,
+    probes: Sequence[Probe] | None,
+    pieces: Pieces | None,
+) -> dict[str, Any]:
+    prompts, texts = texts_of(scores, {p.probe_id: p for p in probes or ()})
     return scores.record(ids) | {
         "prompts": prompts,
         "texts": texts,
@@ -176,30 +182,44 @@ def _prompts(scores: PromptScores, ids: IntArray, run: PageRun) -> dict[str, Any
     }
 
 
-def _check_spelling(scores: PromptScores, run: PageRun) -> None:
-    """Refuse a tokenizer whose tokens do not spell the responses.
+def _fitting(scores: PromptScores, run: PageRun) -> Pieces | None:
+    """The pieces, unless they do not spell the responses.
 
     Raises:
-        MismatchError: naming the tokenizer and a response that it spells otherwise.
+        MismatchError: they do not, and were asked for by name.
     """
+    misfit = _misspelled(scores, run)
+    if misfit is None:
+        return run.pieces
+    if run.pieces_named:
+        raise MismatchError(misfit)
+    return None
+
+
+def _misspelled(scores: PromptScores, run: PageRun) -> str | None:
+    """What is wrong with the tokenizer, judged by a sample of the responses."""
     if run.pieces is None or run.probes is None:
-        return
+        return None
     _, texts = texts_of(scores, {probe.probe_id: probe for probe in run.probes})
     rows = [row for row, text in enumerate(texts) if text and scores.lengths[row]]
     rows = rows[:: max(len(rows) // _CHECKED, 1)][:_CHECKED]
     wrong = []
     for row in rows:
         labels = scores.labels[scores.offsets[row] : scores.offsets[row + 1]]
-        spelled = b"".join(run.pieces.spelled.get(int(i), b"?") for i in labels)
-        text = texts[row] or ""
-        if "".join(text.split()) not in "".join(spelled.decode(errors="replace").split()):
+        spelled = run.pieces.joined(labels.tolist())
+        if _letters(texts[row] or "") not in _letters(spelled):
             wrong.append((row, spelled))
-    if rows and len(wrong) > _SPELLED * len(rows):
-        row, spelled = wrong[0]
-        raise MismatchError(
-            f"{run.pieces.path}: spells {visible(spelled.decode(errors='replace'), 60)!r} "
-            f"where {scores.kinds[row]} of probe "
-            f"{scores.probes[scores.probe_of[row]]!r} reads "
-            f"{visible(texts[row] or '', 60)!r}. Name the tokenizer that the run was "
-            "scored with: --tokenizer."
-        )
+    if len(wrong) <= _SPELLED * len(rows):
+        return None
+    row, spelled = wrong[0]
+    return (
+        f"{run.pieces.path}: spells {visible(spelled, 60)!r} where {scores.kinds[row]} "
+        f"of probe {scores.probes[scores.probe_of[row]]!r} reads "
+        f"{visible(texts[row] or '', 60)!r}. Name the tokenizer that the run was "
+        "scored with: --tokenizer."
+    )
+
+
+def _letters(text: str) -> str:
+    """Text without what tokenizers are free to change: spaces and case."""
+    return "".join(text.split()).casefold()

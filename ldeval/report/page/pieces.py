@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ class Pieces:
     """UTF-8 bytes by id; a character may be spread over several tokens."""
     path: str
     """The file they were read from."""
+
+    def joined(self, tokens: Iterable[int]) -> str:
+        """Several tokens as one text."""
+        whole = b"".join(self.spelled.get(token, b"?") for token in tokens)
+        return whole.decode("utf-8", "replace")
 
     def text(self, token: int) -> str | None:
         """The token as text; a byte that is no whole character becomes the lone

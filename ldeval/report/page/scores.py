@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ldeval.compare.pairing import token_positions, usable
-from ldeval.records import KIND_NAMES, IntArray, ScoreSource, ScoreTable
+from ldeval.records import KIND_NAMES, IntArray, Probe, ScoreSource, ScoreTable
 from ldeval.report.page.blocks import MISSING, packed, sixteen_bits
 
 NO_TOKEN = -1
@@ -178,7 +178,7 @@ class PromptScores:
         """[U] every token id that is shown, ascending."""
         shown = [self.labels, self.ends.argmax.ravel(), self.every.argmax.ravel()]
         found = np.unique(np.concatenate([np.unique(column) for column in shown]))
-        return found[found != NO_TOKEN].astype(np.int32)
+        return np.asarray(found[found != NO_TOKEN], np.int32)
 
     def groups(self) -> list[tuple[int, int]]:
         """Runs of responses, whole probes each, of about ``TOKENS_PER_BLOCK``."""
@@ -275,7 +275,7 @@ def _places(tokens: IntArray, ids: IntArray) -> npt.NDArray[Any]:
 
 
 def texts_of(
-    scores: PromptScores, probes: Mapping[str, Any]
+    scores: PromptScores, probes: Mapping[str, Probe]
 ) -> tuple[list[Any], list[str | None]]:
     """Prompts [P] and response texts [R] of the scored probes; None where not known.
 
@@ -285,9 +285,11 @@ def texts_of(
     prompts: list[Any] = []
     for name in scores.probes:
         prompt = probes[name].prompt if name in probes else None
-        if prompt is not None and not isinstance(prompt, str):
-            prompt = [{"role": m["role"], "content": m["content"]} for m in prompt]
-        prompts.append(prompt)
+        if prompt is None or isinstance(prompt, str):
+            prompts.append(prompt)
+        else:
+            said = [{"role": m["role"], "content": m["content"]} for m in prompt]
+            prompts.append(said)
     responses = []
     for row, kind in zip(scores.probe_of.tolist(), scores.kinds, strict=True):
         probe = probes.get(scores.probes[row])

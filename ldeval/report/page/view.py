@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ldeval.records import KINDS, VERDICT_NAMES, Comparison, Split, Verdict
+from ldeval.records import KINDS, VERDICT_NAMES, Comparison, Split, Truth, Verdict
 from ldeval.report.change_tables import (
     distribution_table,
     margin_table,
@@ -41,9 +41,7 @@ from ldeval.report.rounding import count
 from ldeval.report.tables import Table
 from ldeval.report.verdict_tables import (
     MEANINGS,
-    STATES,
     deciding,
-    reason_of,
     shared_reason,
 )
 from ldeval.report.words import (
@@ -63,6 +61,17 @@ TITLES: Mapping[str, str] = {
     "repetition": "Repetition",
 }
 """Each verdict as a heading."""
+
+CONDITIONS: Mapping[str, str] = {
+    "S1": "S1 rejected pushed down",
+    "S2": "S2 the others fall",
+    "S3": "S3 mass to the top choice",
+    "S4": "S4 chosen held",
+    "C up": "chosen up",
+    "C down": "chosen down",
+    "M up": "margin up",
+}
+"""Conditions in a few words, where their names are signs."""
 
 
 def kind_records() -> list[dict[str, Any]]:
@@ -96,7 +105,7 @@ def run_view(comparison: Comparison) -> dict[str, Any]:
     return {
         "introduction": _introduction(comparison),
         "standing": list(standing_sentences(comparison)),
-        "headlines": [_headline(comparison, split) for split in _splits(comparison)],
+        "headlines": _headlines(comparison),
         "verdicts": _verdicts(comparison),
         "sentences": {s: _sentences(comparison, s) for s in _splits(comparison)},
         "measures": _measures(comparison),
@@ -114,33 +123,47 @@ def _introduction(comparison: Comparison) -> str:
     steps = comparison.steps
     text = f"{count(len(steps), 'checkpoint')}, step {steps[0]:,} to {steps[-1]:,}"
     for split in SPLITS:
-        found = [c.n for c in comparison.overall.changes if c.split == split]
-        if found and max(found):
-            text += f" · {max(found):,} {SPLIT_NAMES[split]} prompts"
+        sizes = [c.n for c in comparison.overall.changes if c.split == split]
+        if most := max(sizes, default=0):
+            text += f" · {most:,} {SPLIT_NAMES[split]} prompts"
     kinds = count(len(comparison.kinds), "kind")
     return f"{text} · {kinds} of response"
 
 
-def _headline(comparison: Comparison, split: Split) -> dict[str, Any]:
-    """The run in one sentence: what holds, or why nothing can be said."""
+def _headlines(comparison: Comparison) -> list[dict[str, Any]]:
+    """The run in a sentence or two: what holds, or why nothing can be said."""
+    found: dict[tuple[str, tuple[str, ...]], list[Split]] = {}
+    for split in _splits(comparison):
+        found.setdefault(_reading(comparison, split), []).append(split)
+    lines = []
+    for (text, held), splits in found.items():
+        names = " and ".join(SPLIT_NAMES[split] for split in splits)
+        lines.append({"text": f"On {names} prompts {text}.", "holds": list(held)})
+    return lines
+
+
+def _reading(comparison: Comparison, split: Split) -> tuple[str, tuple[str, ...]]:
     found = [v for v in comparison.verdicts if v.split == split]
     held = [v for v in found if v.state == "holds"]
-    place = f"On {SPLIT_NAMES[split]} prompts"
     if reason := shared_reason(comparison.verdicts, split):
-        text = f"{place} nothing could be decided: {reason}."
-    elif not held:
-        open_ = sum(v.state == "undecided" for v in found)
-        text = f"{place} no pattern holds: {len(found) - open_} of {len(found)} are "
-        text += f"ruled out, {open_} undecided."
-    else:
-        parts = [MEANINGS[v.name] for v in held if v.name in MEANINGS]
-        text = f"{place} {'; '.join(parts)}."
-    return {"split": split, "text": text, "holds": [TITLES[v.name] for v in held]}
+        return f"nothing could be decided: {reason}", ()
+    if held:
+        text = "; ".join(MEANINGS[v.name] for v in held)
+        return text, tuple(TITLES[v.name] for v in held)
+    undecided = sum(v.state == "undecided" for v in found)
+    ruled_out = f"{len(found) - undecided} of {len(found)} patterns are ruled out"
+    return f"{ruled_out}, {undecided} undecided, and none holds", ()
 
 
 def _verdicts(comparison: Comparison) -> list[dict[str, Any]]:
+    """One a name: those that hold in a split first, then the undecided ones."""
     found = {(v.name, v.split): v for v in comparison.verdicts}
     shared = {s: shared_reason(comparison.verdicts, s) for s in SPLITS}
+
+    def rank(name: str) -> int:
+        states = [found[name, s].state for s in SPLITS if (name, s) in found]
+        return min(_RANKS[state] for state in states)
+
     names = [n for n in VERDICT_NAMES if any(key[0] == n for key in found)]
     return [
         {
@@ -153,8 +176,11 @@ def _verdicts(comparison: Comparison) -> list[dict[str, Any]]:
                 if (name, split) in found
             },
         }
-        for name in names
+        for name in sorted(names, key=rank)
     ]
+
+
+_RANKS: Mapping[Truth, int] = {"holds": 0, "undecided": 1, "does_not_hold": 2}
 
 
 def _one(verdict: Verdict, shared: str | None) -> dict[str, Any]:
@@ -164,11 +190,15 @@ def _one(verdict: Verdict, shared: str | None) -> dict[str, Any]:
         for name, text in verdict.details.items()
         if name != "destination" or verdict.state == "holds"
     }
+    reason = None
+    if verdict.state == "undecided" and not shared:
+        reason = verdict.reason or (conjunct.reason if conjunct else None)
     return {
         "state": verdict.state,
-        "word": STATES[verdict.state],
-        "reason": "as all of them, see above" if shared else reason_of(verdict),
+        "reason": reason,
+        "shared": bool(shared),
         "decides": None if conjunct is None else conjunct.name,
+        "conditions": [CONDITIONS.get(c.name, c.name) for c in verdict.conjuncts],
         "details": plain(details),
     }
 

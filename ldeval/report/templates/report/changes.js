@@ -89,12 +89,12 @@ function forestAxis(low, high, width, unit) {
 function forestRow(kind, found, splits, part, low, high, floor, width) {
   const x = linear(low, high, 6, width - 6);
   const look = lookOf(kind);
-  const height = 26;
+  const height = 40;
   const clip = (value) => Math.min(Math.max(value, low), high);
   const marks = splits.map((split, i) => {
     const e = found[split] && found[split][part];
     if (!e || !isNumber(e.value)) return null;
-    const y = splits.length > 1 ? 8 + 10 * i : 13;
+    const y = splits.length > 1 ? 14 + 12 * i : 20;
     return [
       isNumber(e.low) ? s("line", { x1: x(clip(e.low)), x2: x(clip(e.high)), y1: y, y2: y,
         stroke: look.line, "stroke-width": split === "trained" ? 2.4 : 1.4 }) : null,

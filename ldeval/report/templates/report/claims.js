@@ -12,7 +12,7 @@ function claimsView(run) {
       h("span", { class: "claim-name" }, name), h("p", { class: "says" }, one.statement),
       splits.map((split) => h("div", { class: "claim-split" },
         h("span", { class: "split-name" }, SPLIT_WORDS[split]),
-        of(split) ? badge(of(split).state) : "not tested")),
+        of(split) ? badge(of(split).state) : "not tested", mainEffect(of(split)))),
       fold("test and numbers", () => [h("p", null, one.test), splits.map((split) => {
         const claim = of(split);
         if (!claim) return null;
@@ -25,8 +25,18 @@ function claimsView(run) {
   return section("claims", "The paper's claims on this run",
     "Ren & Sutherland (ICLR 2025): S about supervised fine-tuning, D about preference "
     + "training, E about training on both responses first. 99% intervals.",
-    h("div", { class: "claims", role: "list" }, items),
+    h("div", { class: "claims", role: "list" },
+      h("div", { class: "claim claim-head", "aria-hidden": "true" }, h("span"), h("span"),
+        splits.map((split) => h("span", null, `${SPLIT_WORDS[split]} prompts`))), items),
     h("p", { class: "note" }, downloads("claims", claimRecords)));
+}
+
+function mainEffect(claim) {
+  const found = claim && Object.entries(claim.effect).find(([, e]) => isNumber(e.value));
+  if (!found) return null;
+  const [name, estimate] = found;
+  return h("span", { class: "why", title: plainText(quote(estimate)) },
+    `${name.replaceAll("_", " ")} ${short(estimate)}`);
 }
 
 function claimRecords() {

@@ -66,6 +66,7 @@ function legend(kinds) {
 function spotlight(kind) {
   for (const group of document.querySelectorAll("#curves g[data-kind]")) {
     group.classList.toggle("faded", kind !== null && group.dataset.kind !== kind);
+    group.classList.toggle("lit", group.dataset.kind === kind);
   }
 }
 
@@ -120,7 +121,7 @@ function curvePanel(run, split, byKind, [low, high], width, several) {
   const steps = report.steps;
   const roomy = width > 620;
   const height = roomy ? 440 : 340;
-  const pad = { top: 26, right: roomy ? 132 : 14, bottom: 44, left: 52 };
+  const pad = { top: 26, right: roomy ? 156 : 14, bottom: 44, left: 52 };
   const even = state.axis === "even";
   const spot = even ? (step) => steps.indexOf(step) : (step) => step;
   const x = linear(spot(steps[0]), spot(steps[steps.length - 1]), pad.left, width - pad.right);
@@ -128,15 +129,15 @@ function curvePanel(run, split, byKind, [low, high], width, several) {
   const at = (step) => x(spot(step));
   const layer = [axes(steps, at, y, low, high, width, height, pad, even, split, several)];
   for (const [kind, path] of byKind) {
-    if (path.length) layer.push(curveOf(kind, path, at, y, byKind.size));
+    if (path.length) layer.push(curveOf(kind, path, at, y));
   }
-  if (roomy) layer.push(endLabels(byKind, y, width - pad.right + 8, pad.top, height - pad.bottom));
+  if (roomy) layer.push(endLabels(byKind, y, width - pad.right + 24, pad.top, height - pad.bottom));
   const cross = s("g", { class: "cross" });
   const shows = state.shows === "change" ? "change since the first checkpoint" : "level";
   const label = `${SPLIT_WORDS[split]} prompts: ${shows}, ${UNITS[state.measure]}, by step. `
     + "Arrow keys read the checkpoints.";
   const svg = s("svg", {
-    class: "figure", width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
+    class: byKind.size > 6 ? "figure crowded" : "figure", width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
     tabindex: 0, "aria-label": label, "data-split": split,
   }, layer, cross);
   probeSteps(svg, cross, { steps, at, y, byKind, pad, height, split });
@@ -176,14 +177,13 @@ function linearStep(value, steps, at) {
   return at(a) + ((value - a) / (b - a || 1)) * (at(b) - at(a));
 }
 
-function curveOf(kind, path, at, y, count) {
+function curveOf(kind, path, at, y) {
   const look = lookOf(kind);
   const line = path.map((p) => `${at(p.step).toFixed(1)},${y(p.value).toFixed(1)}`).join(" ");
   const band = [...path.map((p) => [p.step, p.high]), ...[...path].reverse().map((p) => [p.step, p.low])]
     .map(([step, value]) => `${at(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
   return s("g", { "data-kind": kind },
-    state.bands === "on" && path.length > 1 ? s("polygon", { class: "band", points: band, fill: look.line,
-      "fill-opacity": count > 6 ? 0.1 : 0.16 }) : null,
+    state.bands === "on" && path.length > 1 ? s("polygon", { class: "band", points: band, fill: look.line }) : null,
     path.length > 1 ? s("polyline", { class: "line", points: line, stroke: look.line,
       "stroke-width": look.width, "stroke-dasharray": look.dash }) : null,
     path.length < 14 ? path.map((p) => s("circle", { cx: at(p.step), cy: y(p.value),
@@ -207,7 +207,7 @@ function endLabels(byKind, y, x, top, bottom) {
     ceiling = label.y;
   }
   return s("g", { class: "end-labels" }, labels.map(({ kind, want, y: place }) => [
-    s("path", { class: "leader", d: `M${x - 6},${want.toFixed(1)}L${x},${place.toFixed(1)}`,
+    s("path", { class: "leader", d: `M${x - 20},${want.toFixed(1)}L${x},${place.toFixed(1)}`,
       stroke: lookOf(kind).line }),
     s("text", { x: x + 3, y: place + 4, fill: lookOf(kind).text,
       "font-weight": ["chosen", "rejected"].includes(kind) ? 650 : 400 }, kind),

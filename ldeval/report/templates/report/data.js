@@ -5,7 +5,10 @@ const LOOKS = new Map(core.kinds.map((kind) => [kind.name, kind]));
 
 function lookOf(kind) {
   const look = LOOKS.get(kind);
-  if (!look) return { dash: "", width: "1.6", line: "var(--muted)", text: "var(--muted)" };
+  if (!look) {
+    const region = kind.includes(":") ? "derived" : "other";
+    return { dash: "", width: "1.2", line: "var(--muted)", text: "var(--muted)", region };
+  }
   return { ...look, line: `var(--k-${look.css})`, text: `var(--t-${look.css})` };
 }
 

@@ -66,13 +66,13 @@ function drawFlow(holder, pair, width) {
   const total = won.reduce((sum, [bin]) => sum + flow[bin].value, 0);
   const narrow = width < 620;
   const text = narrow ? Math.floor(width * 0.36) : 260;
-  const height = narrow ? 300 : 280;
-  const gap = 30;
-  const usable = height - 30 - gap * Math.max(lost.length, won.length, 2);
+  const height = narrow ? 380 : 320;
+  const gap = narrow ? 60 : 46;
+  const usable = height - 60 - gap * (Math.max(lost.length, won.length) - 1);
   const scale = total > 0 ? usable / total : 0;
   const stack = (side) => {
     const size = side.reduce((sum, [bin]) => sum + Math.abs(flow[bin].value) * scale, 0);
-    let y = 24 + (height - 30 - size - gap * (side.length - 1)) / 2;
+    let y = 40 + (height - 60 - size - gap * (side.length - 1)) / 2;
     return side.map(([bin, words]) => {
       const tall = Math.abs(flow[bin].value) * scale;
       const box = { bin, words, y, tall, used: 0 };
@@ -96,33 +96,36 @@ function drawFlow(holder, pair, width) {
     ([side, x, anchor, place]) => side.map((box) => s("g", null,
       s("rect", { class: `bin ${box.bin}`, x, y: box.y, width: wide, height: Math.max(box.tall, 1.5) }),
       flowLabel(flow, box, anchor, place, text - 14))));
-  const clear = flow.label.low > 0 || flow.label.high < 0;
-  holder.replaceChildren(
-    h("figure", null,
-      s("svg", { class: "figure", width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
-        "aria-label": flowWords(flow) },
-      s("text", { class: "axis-title", x: x1 + wide, y: 13, "text-anchor": "end" }, "lost"),
-      s("text", { class: "axis-title", x: x2, y: 13 }, "gained"), ribbons, boxes),
-      h("figcaption", null, flowWords(flow), " ",
-        left.length > 1 ? "Which loser fed which gainer is not measured; the ribbons share in "
-          + "proportion. " : "",
-        clear ? "" : "The response's own tokens did not clearly lose or gain, so there are no shares. ",
-        `${grouped(flow.positions)} positions, ${percent(flow.exact_share)} of them exact`
-        + (flow.exact_share < 1 ? ", the rest bounded (the bounds are in the intervals)" : "")
-        + `; at ${percent(flow.risen_share)} the later top choice lies outside the bins.`)));
+  const notes = [
+    left.length > 1 ? "Which loser fed which gainer is not measured: the ribbons share in proportion." : "",
+    flow.label.low > 0 || flow.label.high < 0 ? "" : "The response's own tokens did not clearly "
+      + "lose or gain, so there are no shares of it.",
+    `${grouped(flow.positions)} positions, ${percent(flow.exact_share)} of them exact`
+      + (flow.exact_share < 1 ? ", the rest bounded (the bounds are in the intervals)" : "")
+      + `; at ${percent(flow.risen_share)} the later top choice lies outside the bins.`,
+  ];
+  holder.replaceChildren(h("figure", null,
+    s("svg", { class: "figure", width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
+      "aria-label": flowWords(flow) },
+    s("text", { class: "axis-title", x: x1 + wide, y: 13, "text-anchor": "end" }, "lost"),
+    s("text", { class: "axis-title", x: x2, y: 13 }, "gained"), ribbons, boxes),
+    h("figcaption", null, notes.filter(Boolean).join(" "))));
 }
 
 function flowLabel(flow, box, anchor, x, room) {
   const estimate = flow[box.bin];
   const share = flow[`${box.bin}_share`];
-  const y = box.y + box.tall / 2;
-  const words = wrapWords(box.words, Math.floor(room / 7));
-  const value = short(estimate, Math.max(3, placesOf(estimate)));
-  const top = y - 7 * words.length + 4;
-  const more = share && isNumber(share.value) ? `  ${percent(share.value)} net` : "";
+  const words = wrapWords(box.words, Math.floor(room / 6.6));
+  const digits = Math.max(3, placesOf(estimate));
+  const more = share && isNumber(share.value) ? ` · ${percent(share.value)} net` : "";
+  const lines = [
+    ...words.map((line) => ["", line]),
+    ["strong", short(estimate, digits) + more],
+    ["axis-title", isNumber(estimate.low) ? interval(estimate, digits) : ""],
+  ];
+  const top = box.y + box.tall / 2 - (15 * lines.length) / 2 + 11;
   return s("g", { class: "flow-label", "text-anchor": anchor },
-    words.map((line, i) => s("text", { x, y: top + 15 * i }, line)),
-    s("text", { class: "strong", x, y: top + 15 * words.length }, value + more),
+    lines.map(([name, line], i) => s("text", { class: name, x, y: top + 15 * i }, line)),
     s("title", null, `${box.words}: ${quote(estimate)}`));
 }
 

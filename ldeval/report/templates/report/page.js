@@ -32,10 +32,16 @@ function bar() {
     h("div", { class: "bar-tools" }, runs || "", report, themeSwitch()));
 }
 
+/** The frozen argmax is biased down: it is there for those who ask for it. */
+function hiddenAtFirst(run) {
+  const kinds = run.report.curves.map((point) => point.kind);
+  return new Set(kinds.filter((kind) => kind.startsWith("frozen:")));
+}
+
 function openRun(number_) {
   const run = core.runs[number_];
   listeners = [];
-  Object.assign(state, { run: number_, pair: "overall", hidden: new Set() });
+  Object.assign(state, { run: number_, pair: "overall", hidden: hiddenAtFirst(run) });
   const splits = splitsOf(run.report);
   if (state.split !== "both" && !splits.includes(state.split)) state.split = splits[0];
   hideTip();

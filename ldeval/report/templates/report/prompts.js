@@ -100,6 +100,12 @@ function promptText(data, probe) {
   return typeof prompt === "string" ? prompt : prompt.map((m) => m.content).join("\n");
 }
 
+/** What the prompt asks: its text, or the last message of it. */
+function asked(data, probe) {
+  const prompt = data.prompts[probe];
+  return Array.isArray(prompt) ? prompt[prompt.length - 1]?.content || "" : prompt || "";
+}
+
 /** Everything that is searched of a prompt, in small letters, made once. */
 function haystack(data, probe) {
   data.haystacks = data.haystacks || [];
@@ -129,10 +135,10 @@ function drawList(holder, data, sums, last) {
   const shownNow = found.slice(0, state.limit);
   const value = (probe) => measureOf(data, sums, probe, state.sort, 0, last);
   const most = Math.max(...shownNow.map((probe) => Math.abs(value(probe)) || 0), 1e-9);
-  const label = SORTS.find(([key]) => key === state.sort)[1];
+  const unit = state.sort === "margin" ? "nats" : "nats/token";
   const items = shownNow.map((probe) => {
     const delta = value(probe);
-    const text = promptText(data, probe) || data.probes[probe];
+    const text = asked(data, probe).replace(/\s+/g, " ") || data.probes[probe];
     const clipped = text.length > 160 ? text.slice(0, 160) + "…" : text;
     const bar = h("span", { class: delta < 0 ? "bar-mark less" : "bar-mark more", "aria-hidden": "true" });
     bar.style.setProperty("--a", `${Math.round((100 * Math.abs(delta || 0)) / most)}%`);
@@ -144,7 +150,7 @@ function drawList(holder, data, sums, last) {
       },
     }, h("bdi", { class: "prompt-text" }, clipped),
     h("span", { class: "prompt-facts" }, bar, h("b", null, number(delta, 2)),
-      ` ${label}, ${data.trained[probe] ? "trained" : "held-out"}`)));
+      ` ${unit} · ${data.trained[probe] ? "trained" : "held-out"}`)));
   });
   const more = found.length - shownNow.length;
   holder.replaceChildren(
@@ -230,7 +236,7 @@ function kindTable(data, sums, probe, report, from, to) {
   return h("div", { class: "scroll" }, h("table", { class: "prompt-kinds" },
     h("caption", null, `Every response, step ${report.steps[from]} to ${report.steps[to]}`),
     h("thead", null, h("tr", null, ["show", "kind", "path", "Δ per token", "Δ sum", "tokens"].map(
-      (word) => h("th", { scope: "col" }, word)))),
+      (word, i) => h("th", { scope: "col", class: i < 3 ? "left" : null }, word)))),
     h("tbody", null, rows.map((row) => {
       const kind = data.kinds[data.rows.kind[row]];
       const path = report.steps.map((_, i) => sums[i * count + row]);

@@ -131,7 +131,7 @@ function paint(element) {
   element.classList.add(name);
   const share = state.tokens === "change"
     ? Math.sqrt(Math.min(Math.abs(value) / STRONGEST, 1)) : Math.min(-value / RAREST, 1);
-  element.style.setProperty("--a", `${Math.round((share || 0) * 72)}%`);
+  element.style.setProperty("--a", `${Math.round((share || 0) * 64)}%`);
   element.querySelector(".choice-text")?.remove();
   if (state.choices === "on" && state.tokens !== "change" && !facts.same[side]) {
     element.append(h("bdi", { class: "choice-text", "aria-hidden": "true" }, facts.choices[side]));
@@ -148,7 +148,7 @@ function tokenScale() {
         const cell = h("span", { class: change_ ? (value < 0 ? "less" : "more") : "rare" },
           number(value, value % 1 ? 1 : 0));
         const share = change_ ? Math.sqrt(Math.abs(value) / STRONGEST) : -value / RAREST;
-        cell.style.setProperty("--a", `${Math.round(share * 72)}%`);
+        cell.style.setProperty("--a", `${Math.round(share * 64)}%`);
         return cell;
       }));
   });

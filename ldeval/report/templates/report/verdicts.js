@@ -22,7 +22,8 @@ function verdictCard(run, verdict, splits) {
     if (!found) return h("div", { class: "verdict-split" }, "not assessed");
     return h("div", { class: "verdict-split" },
       h("span", { class: "split-name" }, SPLIT_WORDS[split]), badge(found.state),
-      h("p", { class: "why" }, found.reason),
+      found.reason ? h("p", { class: "why" }, found.reason) : null,
+      found.shared ? null : conditionList(run, verdict, split, found),
       Object.entries(found.details).map(([name, text]) =>
         h("p", { class: "why" }, `${name.replaceAll("_", " ")}: ${text}`)));
   });
@@ -34,6 +35,25 @@ function verdictCard(run, verdict, splits) {
   cellsOf,
   fold("conditions and numbers", () => splits.map((split) => evidence(run, verdict, split)),
     { class: "evidence" }));
+}
+
+/** Every condition on a line of its own, with the estimate that it rests on first. */
+function conditionList(run, verdict, split, found) {
+  const record = run.report.verdicts.find(
+    (item) => item.name === verdict.name && item.split === split);
+  return h("ul", { class: "condition-list" }, record.conjuncts.map((conjunct, i) => {
+    const estimate = record.evidence[conjunct.evidence[0]];
+    const known = estimate && isNumber(estimate.value);
+    const words = STATE_WORDS[conjunct.truth].replace("holds", "true").replace("does not hold", "false");
+    return h("li", { class: `${conjunct.truth}${found.decides === conjunct.name ? " decides" : ""}`,
+      title: plainText(conjunct.statement + (conjunct.reason ? ` (${conjunct.reason})` : "")) },
+    h("span", { class: `sign-only ${conjunct.truth}`, "aria-hidden": "true" },
+      { holds: "\u2713", does_not_hold: "\u2715", undecided: "?" }[conjunct.truth]),
+    h("span", { class: "unseen" }, `${words}: `),
+    h("span", null, found.conditions[i]),
+    known ? h("span", { class: "value", title: plainText(quote(estimate)) }, short(estimate),
+      h("span", { class: "ends-inline" }, isNumber(estimate.low) ? ` ${interval(estimate)}` : "")) : null);
+  }));
 }
 
 function evidence(run, verdict, split) {
