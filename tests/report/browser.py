@@ -43,6 +43,8 @@ class Watched:
     def check(self) -> None:
         """Nothing was complained of, and nothing but the file itself was asked for."""
         assert self.faults == []
-        outside = [u for u in self.requests if not u.startswith(("file:", "data:", "blob:"))]
+        outside = [
+            u for u in self.requests if not u.startswith(("file:", "data:", "blob:"))
+        ]
         assert outside == []
         assert sum(url.startswith("file:") for url in self.requests) == 1

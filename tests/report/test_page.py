@@ -102,7 +102,9 @@ def test_the_policy_allows_the_one_script_and_style_and_nothing_else(
         assert rules[directive] == f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def test_the_file_asks_for_nothing_outside_itself(page: str, elements: Elements) -> None:
+def test_the_file_asks_for_nothing_outside_itself(
+    page: str, elements: Elements
+) -> None:
     for tag, attributes in elements.found:
         assert tag not in ("img", "iframe", "object", "embed", "form", "base")
         for name, value in attributes.items():
@@ -144,9 +146,13 @@ def test_numbers_that_are_not_finite_do_not_reach_the_page() -> None:
     )
 
 
-def test_the_page_holds_the_whole_report(elements: Elements, dpo_run: ScoredRun) -> None:
+def test_the_page_holds_the_whole_report(
+    elements: Elements, dpo_run: ScoredRun
+) -> None:
     core = json.loads(elements.data("core"))
-    run = core["runs"][0]["report"] | {"pairs": json.loads(elements.unpacked("pairs-0"))}
+    run = core["runs"][0]["report"] | {
+        "pairs": json.loads(elements.unpacked("pairs-0"))
+    }
     expected = report_json([dpo_run.comparison], "")["runs"][0]
     assert run == expected
 
@@ -336,7 +342,10 @@ def test_pieces_of_byte_level_tokenizers_keep_their_bytes(tmp_path: Path) -> Non
 def test_pieces_of_sentencepiece_and_wordpiece_tokenizers(tmp_path: Path) -> None:
     unigram = _tokenizer(
         tmp_path,
-        model={"type": "Unigram", "vocab": [["<unk>", 0], ["▁rice", -1], ["<0x0A>", -2]]},
+        model={
+            "type": "Unigram",
+            "vocab": [["<unk>", 0], ["▁rice", -1], ["<0x0A>", -2]],
+        },
         decoder={"type": "Metaspace"},
     )
     pieces = read_pieces(unigram)
@@ -408,7 +417,9 @@ def test_a_comparison_without_scores_has_a_page_without_prompts(
     elements = Elements((tmp_path / "report.html").read_text("utf-8"))
     core = json.loads(elements.data("core"))
     assert core["runs"][0]["prompts"] is None
-    assert not [a for _, a in elements.found if (a.get("id") or "").startswith("b-ends")]
+    assert not [
+        a for _, a in elements.found if (a.get("id") or "").startswith("b-ends")
+    ]
 
 
 def test_a_page_of_no_run_is_refused() -> None:

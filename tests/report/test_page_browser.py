@@ -133,7 +133,7 @@ def test_the_policy_forbids_what_the_page_does_not_do(
           catch (error) { found.push('trusted types'); }
           const image = new Image(); image.src = 'https://example.invalid/x.png';
           await fetch('https://example.invalid/').catch(() => {});
-          try { eval('window.owned = 2'); } catch (error) { found.push('eval'); }
+          try { setTimeout('window.owned = 2'); } catch (error) { found.push('eval'); }
           await new Promise((done) => setTimeout(done, 200));
           return { found, owned: window.owned || null };
         }"""
@@ -153,7 +153,7 @@ def test_verdicts_come_first_and_open_to_their_numbers(
     assert page.locator("main section").first.get_attribute("id") == "verdicts"
     for verdict in dpo_run.comparison.verdicts:
         card = page.locator(f'[data-verdict="{verdict.name}"]')
-        side = card.locator(".verdict-split").nth(verdict.split == "heldout")
+        side = card.locator(".verdict-split").nth(int(verdict.split == "heldout"))
         assert side.locator(f".badge.{verdict.state}").count() == 1
         assert side.locator(".condition-list li").count() == len(verdict.conjuncts)
     card = page.locator('[data-verdict="squeezing"]')
@@ -248,6 +248,7 @@ def test_changes_follow_the_pair_and_the_part(page: Page, dpo_run: ScoredRun) ->
     def values() -> list[str]:
         return page.locator("#changes td:not(.plot)").all_text_contents()
 
+    page.wait_for_selector("#changes tbody tr")
     seen = [values()]
     page.select_option('#changes select[data-control="pair"]', "1")
     page.wait_for_function(
@@ -256,8 +257,12 @@ def test_changes_follow_the_pair_and_the_part(page: Page, dpo_run: ScoredRun) ->
     )
     seen.append(values())
     pair = dpo_run.comparison.pairs[1]
-    chosen = next(c for c in pair.changes if c.kind == "chosen" and c.split == "trained")
-    assert seen[1][0].startswith(f"{chosen.delta_tok.value:+.3f}".replace("-", "\u2212"))
+    chosen = next(
+        c for c in pair.changes if c.kind == "chosen" and c.split == "trained"
+    )
+    assert seen[1][0].startswith(
+        f"{chosen.delta_tok.value:+.3f}".replace("-", "\u2212")
+    )
     for part in ("sum", "length-matched", "first token", "body", "end token"):
         pick(page, "changes", "part", part)
         page.wait_for_timeout(50)
@@ -273,19 +278,26 @@ def test_the_flow_follows_its_controls_and_adds_up(page: Page) -> None:
         return [float(t.split(" ")[0].replace("\u2212", "-")) for t in texts]
 
     page.locator("#flow").scroll_into_view_if_needed()
+
+    def another() -> None:
+        """Waits until the labels read otherwise than before."""
+        page.wait_for_function(
+            "old => [...document.querySelectorAll('#flow .flow-label .strong')]"
+            ".map((x) => x.textContent.split(' ')[0].replace('\u2212', '-'))"
+            ".map(Number).join() !== old.join()",
+            arg=seen[-1],
+        )
+        seen.append(numbers())
+
     page.wait_for_selector("#flow .ribbon")
     seen = [numbers()]
     for key, value in (("split", "held-out"), ("stratum", "another")):
         pick(page, "flow", key, value)
-        page.wait_for_timeout(80)
-        seen.append(numbers())
+        another()
     page.select_option('#flow select[data-control="along"]', "permuted")
-    page.wait_for_timeout(80)
-    seen.append(numbers())
+    another()
     page.select_option('#flow select[data-control="pair"]', "0")
-    page.wait_for_timeout(150)
-    seen.append(numbers())
-    assert len({tuple(v) for v in seen}) == 5
+    another()
     for found in seen:
         assert sum(found) == pytest.approx(0, abs=0.003)
     page.locator("#flow > details > summary").click()
@@ -314,13 +326,15 @@ def test_the_heat_map_is_read_cell_by_cell(page: Page, dpo_run: ScoredRun) -> No
     heads = page.locator("#influence thead th").all_text_contents()
     pick(page, "influence", "order", "alike together")
     page.wait_for_timeout(80)
-    assert sorted(page.locator("#influence thead th").all_text_contents()) == sorted(heads)
+    assert sorted(page.locator("#influence thead th").all_text_contents()) == sorted(
+        heads
+    )
 
 
 def test_claims_are_all_there_with_their_tests(page: Page, dpo_run: ScoredRun) -> None:
     for claim in dpo_run.comparison.claims:
         item = page.locator(f'[data-claim="{claim.name}"]')
-        side = item.locator(".claim-split").nth(claim.split == "heldout")
+        side = item.locator(".claim-split").nth(int(claim.split == "heldout"))
         assert side.locator(f".badge.{claim.state}").count() == 1
     item = page.locator('[data-claim="D1"]')
     item.locator("summary").click()
@@ -404,11 +418,15 @@ def test_tokens_show_change_and_the_model_s_own_choice(
     tokens = page.locator('.response[data-kind="chosen"] .token')
     assert tokens.count() == table.n_tokens[row]
     delta = last.row(row).logprobs - table.row(row).logprobs
-    labels = tokens.evaluate_all("found => found.map((x) => x.getAttribute('aria-label'))")
+    labels = tokens.evaluate_all(
+        "found => found.map((x) => x.getAttribute('aria-label'))"
+    )
     for label, value in zip(labels, delta, strict=True):
         said = float(label.split("change ")[1].split(";")[0].replace("\u2212", "-"))
         assert said == pytest.approx(float(value), abs=0.0062)
-    signs = tokens.evaluate_all("found => found.map((x) => x.classList.contains('less'))")
+    signs = tokens.evaluate_all(
+        "found => found.map((x) => x.classList.contains('less'))"
+    )
     for less, value in zip(signs, delta, strict=True):
         assert less == (value < 0) or abs(value) < 0.001
     tokens.nth(2).hover()
@@ -479,8 +497,15 @@ def test_the_worst_prompts_are_followed_through_every_checkpoint(
 
 
 def saved(page: Page, selector: str) -> str:
-    with page.expect_download() as waiting:
-        page.locator(selector).first.click()
+    from playwright.sync_api import TimeoutError as NoDownload
+
+    try:
+        with page.expect_download(timeout=4000) as waiting:
+            page.locator(selector).first.click()
+    except NoDownload:
+        # Chromium holds back every eleventh download of a page until it is asked again
+        with page.expect_download() as waiting:
+            page.locator(selector).first.click()
     return Path(waiting.value.path()).read_text("utf-8")
 
 
@@ -536,8 +561,8 @@ def test_prompts_and_tokens_are_saved_and_no_formula_is_run(
     tokens = values(text)
     probe = page.locator(".prompt-detail h3 bdi").text_content()
     index = dpo_run.tables[0].index()
-    count = sum(dpo_run.tables[0].n_tokens[index[probe, k]]
-                for k in ("chosen", "rejected"))  # fmt: skip
+    count = sum(dpo_run.tables[0].n_tokens[row]
+                for (name, _), row in index.items() if name == probe)  # fmt: skip
     assert len(tokens) == count
     cells = [cell for line in csv.reader(io.StringIO(text)) for cell in line]
     assert not [c for c in cells if c[:1] in ("=", "@", "\t", "\r")]

@@ -9,11 +9,7 @@ state.part = "delta_tok";
 function changesView(run) {
   const { report, view } = run;
   const holder = h("div", { class: "changes" });
-  const draw = async () => {
-    const pair = await pairNow();
-    holder.replaceChildren(changeTable(report, pair));
-  };
-  listen((key) => { if ([null, "pair", "part"].includes(key)) draw(); });
+  listenPair(["part"], (pair) => holder.replaceChildren(changeTable(report, pair)));
   const parts = PARTS.filter(([key]) =>
     report.overall.changes.some((c) => isNumber(c[key].value)));
   if (!parts.some(([key]) => key === state.part)) state.part = parts[0]?.[0];

@@ -74,6 +74,17 @@ async function pairNow() {
   return (await pairsOf(run))[Number(state.pair)];
 }
 
+/** Draws with the pair that is looked at, and again when it or one of `keys` changes. */
+function listenPair(keys, draw) {
+  listen(async (key) => {
+    if (key !== null && key !== "pair" && !keys.includes(key)) return;
+    const { run, pair } = state;
+    const found = await pairNow();
+    // another may have been asked for while this one was unpacked
+    if (run === state.run && pair === state.pair) draw(found);
+  });
+}
+
 function pairOptions(report) {
   const steps = report.steps;
   const first = [["overall", `first to last: ${steps[0]} to ${steps[steps.length - 1]}`]];

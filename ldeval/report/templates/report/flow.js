@@ -26,9 +26,8 @@ function flowView(run) {
   const table = h("div");
   let pair = report.overall;
   const redraw = drawn(figure, (width) => drawFlow(figure, pair, width), []);
-  listen(async (key) => {
-    if (![null, "pair", "along", "split", "stratum"].includes(key)) return;
-    pair = await pairNow();
+  listenPair(["along", "split", "stratum"], (found) => {
+    pair = found;
     redraw();
     table.replaceChildren(flowTable(pair, kinds));
   });

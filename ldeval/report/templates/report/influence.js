@@ -13,11 +13,8 @@ function influenceView(run) {
       "This comparison holds no influences: single prompts are not known, or too few.");
   }
   const holder = h("div");
-  listen(async (key) => {
-    if (![null, "pair", "split", "cell", "order"].includes(key)) return;
-    const pair = await pairNow();
-    holder.replaceChildren(heatMap(report, pair));
-  });
+  listenPair(["split", "cell", "order"], (pair) =>
+    holder.replaceChildren(heatMap(report, pair)));
   return section("influence", "How kinds moved together",
     "Over prompts: by how much the change of the kind in a row goes with the change of the "
     + "kind in a column, per token. Pale, hatched cells have an interval that contains zero.",
