@@ -33,7 +33,6 @@ from ldeval.records import (
     Stratum,
     Verdict,
 )
-
 from tests.report.browser import BROWSER, DRIVEN
 from tests.report.page_world import ScoredRun, scored_run
 
@@ -384,7 +383,7 @@ def hostile() -> tuple[str, ...]:
     return HOSTILE_IDS
 
 
-# ------------------------------------------------------------------ the page in a browser
+# ---------------------------------------------------------------- the page in a browser
 
 
 @pytest.fixture(scope="session")

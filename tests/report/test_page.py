@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import hashlib
 import json
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,8 @@ def test_the_file_asks_for_nothing_outside_itself(
 def test_scripts_put_text_in_place_as_text_alone() -> None:
     code = "".join(p.read_text("utf-8") for p in (TEMPLATES / "report").glob("*.js"))
     for way in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(",
-                "new Function", "fetch(", "XMLHttp", "WebSocket", "import("):  # fmt: skip
+                "new Function", "fetch(", "XMLHttp", "WebSocket",
+                "import("):  # fmt: skip
         assert way not in code, way
 
 
@@ -157,7 +157,7 @@ def test_the_page_holds_the_whole_report(
     assert run == expected
 
 
-# ------------------------------------------------------------------------ single prompts
+# ----------------------------------------------------------------------- single prompts
 
 
 def test_sixteen_bits_keep_a_log_probability_to_a_quarter_of_a_thousandth() -> None:
@@ -237,10 +237,8 @@ def test_every_checkpoint_of_the_worst_prompts_reads_back(dpo_run: ScoredRun) ->
         argmax, own, _ = raw.reshape(3, len(dpo_run.tables), length)
         for number, table in enumerate(dpo_run.tables):
             index = table.index()
-            parts = [
-                table.row(index[data["probes"][probe], data["kinds"][data["rows"]["kind"][r]]])
-                for r in rows
-            ]  # fmt: skip
+            kinds = [data["kinds"][data["rows"]["kind"][row]] for row in rows]
+            parts = [table.row(index[data["probes"][probe], kind]) for kind in kinds]
             exact = np.concatenate([part.logprobs for part in parts])
             np.testing.assert_allclose(own[number] / -2000, exact, atol=0.00026)
             ids = np.concatenate([part.argmax_ids for part in parts])  # type: ignore[misc]
@@ -298,17 +296,17 @@ def test_a_run_of_many_tokens_is_cut_into_blocks_of_whole_prompts(
         assert columns[0].tolist() == dpo_run.tables[0].row(row).token_ids.tolist()
 
 
-# -------------------------------------------------------------------------- texts, pieces
+# ------------------------------------------------------------------------ texts, pieces
 
 
 def test_a_tokenizer_that_does_not_spell_the_responses_is_refused_or_left_out(
     dpo_run: ScoredRun,
 ) -> None:
-    wrong = Pieces({i: b"?!" for i in range(len(PIECES))}, "other/tokenizer.json")
+    wrong = Pieces(dict.fromkeys(range(len(PIECES)), b"?!"), "other/tokenizer.json")
     run = dataclasses.replace(dpo_run.page_run, pieces=wrong)
     elements = Elements(render_page([run]))
     assert json.loads(elements.unpacked("prompts-0"))["pieces"] is None
-    with pytest.raises(MismatchError, match="other/tokenizer.json: spells"):
+    with pytest.raises(MismatchError, match=r"other/tokenizer\.json: spells"):
         render_page([dataclasses.replace(run, pieces_named=True)])
 
 
@@ -324,7 +322,7 @@ def test_pieces_of_byte_level_tokenizers_keep_their_bytes(tmp_path: Path) -> Non
     text = " naïve 🍚\n米"
     encoded = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
     letters = "".join(piece for piece, _ in encoded)
-    vocabulary = {letter: i for i, letter in enumerate(dict.fromkeys(letters))}
+    vocabulary = {letter: i for i, letter in enumerate(sorted(set(letters)))}
     _tokenizer(
         tmp_path,
         model={"type": "BPE", "vocab": vocabulary},
@@ -389,7 +387,7 @@ def test_texts_are_taken_only_where_they_are_what_was_scored(
         find_texts(run, tables, probes=tmp_path / "other.jsonl")
 
 
-# ---------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------- the command
 
 
 def test_the_command_writes_the_page_alone_or_beside_the_other_files(

@@ -125,7 +125,8 @@ def test_the_policy_forbids_what_the_page_does_not_do(
     blocked = page.evaluate(
         """async () => {
           const found = [];
-          addEventListener('securitypolicyviolation', (e) => found.push(e.effectiveDirective));
+          addEventListener('securitypolicyviolation',
+            (e) => found.push(e.effectiveDirective));
           const script = document.createElement('script');
           try { script.textContent = 'window.owned = 1'; document.head.append(script); }
           catch (error) { found.push('trusted types'); }
@@ -252,7 +253,7 @@ def test_changes_follow_the_pair_and_the_part(page: Page, dpo_run: ScoredRun) ->
     seen = [values()]
     page.select_option('#changes select[data-control="pair"]', "1")
     page.wait_for_function(
-        "old => document.querySelectorAll('#changes td:not(.plot)')[0].textContent !== old",
+        "old => document.querySelector('#changes td:not(.plot)').textContent !== old",
         arg=seen[0][0],
     )
     seen.append(values())
@@ -317,7 +318,8 @@ def test_the_heat_map_is_read_cell_by_cell(page: Page, dpo_run: ScoredRun) -> No
     assert "rank correlation" in (page.locator("#tip").text_content() or "")
     page.keyboard.press("ArrowDown")
     other = page.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert other and not other.startswith(label)
+    assert other
+    assert not other.startswith(label)
     slopes = cells.all_text_contents()
     pick(page, "influence", "cell", "rank correlation")
     page.wait_for_timeout(80)
@@ -477,7 +479,7 @@ def test_the_worst_prompts_are_followed_through_every_checkpoint(
     page.select_option('.prompt-detail select[data-control="from"]', "1")
     page.select_option('.prompt-detail select[data-control="to"]', "2")
     page.wait_for_function(
-        "document.querySelector('.prompt-kinds caption').textContent.includes('20 to 40')"
+        "document.querySelector('.prompt-kinds caption').innerText.endsWith('20 to 40')"
     )
     row = dpo_run.tables[0].index()[probe, "chosen"]
     delta = dpo_run.tables[2].row(row).logprobs - dpo_run.tables[1].row(row).logprobs
