@@ -161,7 +161,7 @@ def test_verdicts_come_first_and_open_to_their_numbers(
     card.locator("summary").click()
     verdict = next(v for v in dpo_run.comparison.verdicts if v.name == "squeezing")
     assert verdict.conjuncts[0].statement in card.text_content()
-    assert "99% interval" in card.text_content()
+    assert "(99%) nats/token" in card.text_content()
 
 
 def curve(page: Page, kind: str) -> str | None:

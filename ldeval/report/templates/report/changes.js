@@ -77,7 +77,7 @@ function forestAxis(low, high, width, unit) {
   const x = linear(low, high, 6, width - 6);
   const marks = ticks(low, high, width / 70);
   const word = tickText(marks);
-  return s("svg", { width, height: 20, role: "img", "aria-label": `axis in ${unit}` },
+  return s("svg", { width, height: 20, viewBox: `0 0 ${width} 20`, role: "img", "aria-label": `axis in ${unit}` },
     marks.map((value) => s("text", { class: "tick", x: x(value), y: 13, "text-anchor": "middle" },
       word(value))));
 }
@@ -99,7 +99,7 @@ function forestRow(kind, found, splits, part, low, high, floor, width) {
         fill: split === "trained" ? look.line : null }),
     ];
   });
-  return s("svg", { width, height, "aria-hidden": "true" },
+  return s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
     floor ? s("rect", { class: "floor", x: x(clip(-floor)), y: 0, height,
       width: Math.max(x(clip(floor)) - x(clip(-floor)), 1) }) : null,
     s("line", { class: "zero", x1: x(0), x2: x(0), y1: 0, y2: height }), marks);

@@ -109,7 +109,11 @@ function choice(label, key, options) {
     return [input, h("label", { for: `${name}-${value}` }, text)];
   });
   listen(() => {
-    for (const [input] of inputs) input.checked = input.value === state[key];
+    // what another view alone offers (both splits at once) reads as the first here
+    const known = options.some(([value]) => value === state[key]);
+    for (const [input] of inputs) {
+      input.checked = input.value === (known ? state[key] : options[0][0]);
+    }
   });
   return h("fieldset", { class: "choice", "data-control": key },
     h("legend", null, label), h("div", null, inputs));

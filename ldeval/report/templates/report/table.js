@@ -39,7 +39,7 @@ function whisker(estimate, low, high, width = 150) {
     }));
   }
   if (isNumber(estimate.value)) parts.push(s("circle", { cx: at(estimate.value), cy: 9, r: 3.5 }));
-  return s("svg", { class: "mini", width, height: 18, "aria-hidden": "true" }, parts);
+  return s("svg", { class: "mini", width, height: 18, viewBox: `0 0 ${width} 18`, "aria-hidden": "true" }, parts);
 }
 
 /** Estimates by name, drawn on scales shared by those of one unit. */
@@ -61,5 +61,9 @@ function estimateTable(entries, caption) {
       h("th", { scope: "row" }, name.replaceAll("_", " ")),
       h("td", null, isNumber(estimate.value)
         ? whisker(estimate, ...ranges.get(estimate.unit)) : null),
-      h("td", { class: "left" }, quote(estimate)))))));
+      isNumber(estimate.value) && isNumber(estimate.low) ? [
+        h("td", null, short(estimate)),
+        h("td", { class: "left between" }, `${interval(estimate)} `
+          + `(${Math.round(estimate.level * 100)}%) ${unitOf(estimate)}`),
+      ] : h("td", { class: "left", colspan: 2 }, quote(estimate)))))));
 }
