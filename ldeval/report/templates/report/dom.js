@@ -90,6 +90,18 @@ function listen(view) {
   view(null);
 }
 
+/** A view that stops listening once its element has left the page. */
+function listenHere(element, keys, view) {
+  const wrapped = (key) => {
+    if (key !== null && !element.isConnected) {
+      listeners = listeners.filter((item) => item !== wrapped);
+      return;
+    }
+    if (key === null || keys.includes(key)) view();
+  };
+  listen(wrapped);
+}
+
 function change(key, value) {
   state[key] = value;
   for (const view of listeners) view(key);
@@ -108,22 +120,23 @@ function choice(label, key, options) {
     });
     return [input, h("label", { for: `${name}-${value}` }, text)];
   });
-  listen(() => {
+  const element = h("fieldset", { class: "choice", "data-control": key },
+    h("legend", null, label), h("div", null, inputs));
+  listenHere(element, [key], () => {
     // what another view alone offers (both splits at once) reads as the first here
     const known = options.some(([value]) => value === state[key]);
     for (const [input] of inputs) {
       input.checked = input.value === (known ? state[key] : options[0][0]);
     }
   });
-  return h("fieldset", { class: "choice", "data-control": key },
-    h("legend", null, label), h("div", null, inputs));
+  return element;
 }
 
 /** One of many: a select. */
 function picker(label, key, options) {
   const select = h("select", { "data-control": key, onchange: () => change(key, select.value) },
     options.map(([value, text]) => h("option", { value }, plainText(text))));
-  listen(() => { select.value = state[key]; });
+  listenHere(select, [key], () => { select.value = state[key]; });
   return h("label", { class: "picker" }, h("span", null, label), select);
 }
 

@@ -73,18 +73,6 @@ function tokenLines(data, entries, steps) {
   return holder;
 }
 
-/** A view that stops listening once its element has left the page. */
-function listenHere(element, keys, view) {
-  const wrapped = (key) => {
-    if (key !== null && !element.isConnected) {
-      listeners = listeners.filter((item) => item !== wrapped);
-      return;
-    }
-    if (key === null || keys.includes(key)) view();
-  };
-  listen(wrapped);
-}
-
 const FACTS = new WeakMap();
 
 function tokenOf(data, entry, text, i, count, steps) {
