@@ -143,14 +143,14 @@ def _report(options: argparse.Namespace) -> int:
     ]
     for comparison in comparisons:
         print(print_summary(comparison))
+    if options.html is not None:
+        write_page(pages, options.html, title=options.title)
+        print(f"page: {options.html}")
     if options.output is not None:
         path = write_report(
             comparisons, options.output, title=options.title, pages=pages
         )
         print(f"page: {path.with_suffix('.html')}\nreport: {path}")
-    if options.html is not None:
-        write_page(pages, options.html, title=options.title)
-        print(f"page: {options.html}")
     return 0
 
 

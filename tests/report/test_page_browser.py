@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -498,7 +499,7 @@ def test_the_worst_prompts_are_followed_through_every_checkpoint(
 # -------------------------------------------------------------------------- downloads
 
 
-def saved(page: Page, selector: str) -> str:
+def saved(page: Page, selector: str) -> bytes:
     from playwright.sync_api import TimeoutError as NoDownload
 
     try:
@@ -508,10 +509,12 @@ def saved(page: Page, selector: str) -> str:
         # Chromium holds back every eleventh download of a page until it is asked again
         with page.expect_download() as waiting:
             page.locator(selector).first.click()
-    return Path(waiting.value.path()).read_text("utf-8")
+    return Path(waiting.value.path()).read_bytes()
 
 
-def values(text: str) -> list[dict[str, Any]]:
+def values(content: str | bytes) -> list[dict[str, Any]]:
+    text = content if isinstance(content, str) else content.decode("utf-8")
+
     def read(value: str) -> Any:
         try:
             return float(value)
@@ -541,6 +544,24 @@ def test_every_table_is_saved_as_the_report_writes_it(
         assert len(records) == len(values(text)), name
 
 
+@pytest.mark.parametrize("figure", ["curves", "flow"])
+def test_figures_are_saved_as_they_are_drawn(page: Page, figure: str) -> None:
+    page.locator(f"#{figure}").scroll_into_view_if_needed()
+    page.wait_for_selector(f"#{figure} svg.figure")
+    text = saved(page, f'[data-picture="{figure}.svg"]').decode("utf-8")
+    root = ElementTree.fromstring(text)
+    box = page.locator(f"#{figure} svg.figure").bounding_box()
+    assert box is not None
+    assert float(root.attrib["width"]) == box["width"]
+    colours = {element.attrib.get("stroke") for element in root.iter()}
+    colours |= {element.attrib.get("fill") for element in root.iter()}
+    assert len(colours) > 4
+    assert not {c for c in colours if c and ("var(" in c or "light-dark" in c)}
+    picture = saved(page, f'[data-picture="{figure}.png"]')
+    assert picture[:4] == b"\x89PNG"
+    assert int.from_bytes(picture[16:20], "big") == 3 * box["width"]
+
+
 def test_the_whole_report_is_saved_as_the_command_writes_it(
     page: Page, dpo_run: ScoredRun, sft_run: ScoredRun
 ) -> None:
@@ -559,7 +580,7 @@ def test_prompts_and_tokens_are_saved_and_no_formula_is_run(
     row = next(r for r in rows if r["step"] == 40 and r["kind"] == "permuted")
     exact = table.logprob_sums[table.index()[row["probe_id"], "permuted"]]
     assert row["logprob_sum"] == pytest.approx(exact, abs=1e-4)
-    text = saved(page, '[data-download="tokens.csv"]')
+    text = saved(page, '[data-download="tokens.csv"]').decode("utf-8")
     tokens = values(text)
     probe = page.locator(".prompt-detail h3 bdi").text_content()
     index = dpo_run.tables[0].index()

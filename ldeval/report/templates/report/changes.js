@@ -21,7 +21,7 @@ function changesView(run) {
     + "Inside the grey band nothing is called a change.",
     controls(picker("between steps", "pair", pairOptions(report)),
       parts.length > 1 ? choice("change of", "part", parts) : null,
-      downloads("changes", () => byPair("changes"))),
+      saves(downloads("changes", () => byPair("changes")))),
     holder,
     fold("The same in sentences, first to last", () => h("div", { class: "columns" }, words)),
     view.standing.map((text) => h("p", { class: "note" }, text)));

@@ -29,7 +29,7 @@ function curvesView(run) {
       choice("show", "shows", [["change", "change"], ["level", "level"]]),
       choice("axis", "axis", [["linear", "by step"], ["even", "by checkpoint"]]),
       choice("bands", "bands", [["on", "on"], ["off", "off"]]),
-      downloads("curves", () => named(report.curves))),
+      saves(pictures("curves"), downloads("curves", () => named(report.curves)))),
     h("div", { class: "curves" }, holder, legend(kinds, redraw)),
     fold("The same as a table", () => curveTables(run, kinds)));
 }

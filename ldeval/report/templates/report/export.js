@@ -50,6 +50,56 @@ function save(name, text, type) {
   announce(`${name} was written`);
 }
 
+const DRAWN = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity",
+  "stroke-dasharray", "stroke-linejoin", "opacity", "font-family", "font-size", "font-weight",
+  "text-anchor"];
+
+/** A figure on its own: what the style sheet says is written into its elements. */
+function standalone(svg) {
+  const copy = svg.cloneNode(true);
+  const [from, to] = [svg, copy].map((root) => [root, ...root.querySelectorAll("*")]);
+  from.forEach((element, i) => {
+    const style = getComputedStyle(element);
+    to[i].removeAttribute("class");
+    for (const name of DRAWN) to[i].setAttribute(name, style.getPropertyValue(name));
+  });
+  for (const name of ["tabindex", "role"]) copy.removeAttribute(name);
+  const paper = s("rect", { width: "100%", height: "100%" });
+  paper.setAttribute("fill", getComputedStyle(document.body).backgroundColor);
+  copy.prepend(paper);
+  return new XMLSerializer().serializeToString(copy);
+}
+
+/** The same as pixels, three for each of the page's, so that it can be printed. */
+async function pixels(svg) {
+  const address = URL.createObjectURL(new Blob([standalone(svg)], { type: "image/svg+xml" }));
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  const canvas = h("canvas");
+  const { width, height } = svg.getBoundingClientRect();
+  [canvas.width, canvas.height] = [width * 3, height * 3];
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  URL.revokeObjectURL(address);
+  return new Promise((resolve) => { canvas.toBlob(resolve, "image/png"); });
+}
+
+/** Buttons that save the figures of a section as they are drawn now. */
+function pictures(id) {
+  const button = (format, make, type) => h("button", {
+    type: "button", class: "quiet", "data-picture": `${id}.${format}`,
+    "aria-label": `Save the figure of ${id} as ${format.toUpperCase()}`,
+    onclick: async () => {
+      for (const svg of document.querySelectorAll(`#${id} svg.figure`)) {
+        const split = svg.dataset.split ? `_${svg.dataset.split}` : "";
+        save(fileName(`${id}${split}.${format}`), await make(svg), type);
+      }
+    },
+  }, `\u2193 ${format.toUpperCase()}`);
+  return h("span", { class: "downloads" }, button("svg", standalone, "image/svg+xml"),
+    button("png", pixels, "image/png"));
+}
+
 function fileName(text) {
   const run = runOf().report.run.replace(/[^\w.-]+/g, "_").slice(0, 60) || "run";
   return `${run}_${text}`;
@@ -66,6 +116,11 @@ function downloads(name, records) {
   return h("span", { class: "downloads" },
     button("csv", (found) => toCsv(found.map(cells))),
     button("json", (found) => JSON.stringify(found, null, 1) + "\n"));
+}
+
+/** The buttons of a section, beside its heading. */
+function saves(...buttons) {
+  return h("div", { class: "saves" }, buttons);
 }
 
 function named(records) {

@@ -38,7 +38,7 @@ function flowView(run) {
       choice("prompts", "split", splitsOf(report).map((split) => [split, SPLIT_WORDS[split]])),
       choice("positions", "stratum", strata.map((key) => [key, STRATA[key]])),
       picker("between steps", "pair", pairOptions(report)),
-      downloads("flows", () => byPair("flows"))),
+      saves(pictures("flow"), downloads("flows", () => byPair("flows")))),
     figure, fold("Every kind, as a table", () => table));
 }
 

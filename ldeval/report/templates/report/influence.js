@@ -22,7 +22,7 @@ function influenceView(run) {
       choice("prompts", "split", splitsOf(report).map((split) => [split, SPLIT_WORDS[split]])),
       choice("order", "order", [["kinds", "as listed"], ["alike", "alike together"]]),
       picker("between steps", "pair", pairOptions(report)),
-      downloads("influence", () => byPair("influence"))),
+      saves(downloads("influence", () => byPair("influence")))),
     holder);
 }
 

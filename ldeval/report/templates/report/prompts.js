@@ -29,12 +29,13 @@ function promptsView(run) {
       choice("prompts", "only", FILTERS),
       picker("by change of", "sort", SORTS),
       picker("order", "direction", [["up", "lowest first"], ["down", "highest first"]]),
-      h("span", { class: "downloads" }, downloads("prompts", promptRecords))),
+      saves(downloads("prompts", promptRecords))),
     h("div", { class: "prompts" }, list, detail));
   const number_ = state.run;
   const begin = async () => {
     const data = await promptsOf(number_);
     const sums = await sumsOf(number_);
+    if (!view.isConnected) return; // another run was opened meanwhile
     listen((key) => {
       if ([null, "query", "only", "sort", "direction", "limit"].includes(key)) {
         drawList(list, data, sums, last);
@@ -61,7 +62,7 @@ function whenNear(element, then) {
     if (!waiting) return;
     waiting = false;
     watcher.disconnect();
-    then();
+    if (element.isConnected) then();
   };
   const watcher = new IntersectionObserver((entries) => {
     if (entries.some((entry) => entry.isIntersecting)) go();
