@@ -90,6 +90,7 @@ def diff(
 
     from ldeval.compare import compare_run
     from ldeval.compare.imported import compare_levels
+    from ldeval.compare.pairing import noise_floor
     from ldeval.imported import is_imported, read_levels
     from ldeval.records import OBJECTIVES, ScoreSource
     from ldeval.store import open_run, read_trained
@@ -107,11 +108,10 @@ def diff(
         name = tables[0].manifest.run if tables else ""
     declared = {table.manifest.objective for table in tables}
     objective = declared.pop() if len(declared) == 1 else None
-    floors = [t.manifest.noise_floor for t in tables if t.manifest.noise_floor]
     return compare_run(
         tables,
         run=name,
-        noise_floor=max((floor.nats_per_token for floor in floors), default=None),
+        noise_floor=noise_floor(table.manifest for table in tables),
         trained_log=trained,
         objective_has_negative=None if objective is None else OBJECTIVES[objective],
         objective=objective,

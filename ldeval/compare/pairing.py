@@ -6,7 +6,7 @@ that, and what counts as a usable row, is decided here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,12 @@ _MAY_BE_MIXED: tuple[tuple[str, str], ...] = tuple(
     for name in ("backend", "tier", "dtype", "stored_dtype")
 )
 _MAY_BE_UNKNOWN = ("vocab_size", "context_hash", "stored_dtype")
+
+
+def noise_floor(manifests: Iterable[Manifest]) -> float | None:
+    """The largest floor that was measured, nats/token; None where none was."""
+    floors = [m.noise_floor.nats_per_token for m in manifests if m.noise_floor]
+    return max(floors, default=None)
 
 
 class Rows(Protocol):

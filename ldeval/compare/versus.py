@@ -24,7 +24,7 @@ from ldeval.compare.cross import collateral
 from ldeval.compare.delta import NATS_PER_TOKEN
 from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
-from ldeval.compare.pairing import align, check_manifests
+from ldeval.compare.pairing import align, check_manifests, noise_floor
 from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.reference import build_reference
 from ldeval.compare.stats import DISPLAY_LEVEL, REPLICATES, Bootstrap, Float
@@ -132,6 +132,10 @@ def compare_runs(
         MismatchError: the runs must not be compared, or the scale is not known.
     """
     limits = thresholds or Thresholds()
+    floor = noise_floor(
+        table.manifest for run in (*side_a, *side_b) for table in run.tables
+    )
+    limits = replace(limits, change_nats=limits.nats(floor))
     bootstrap = Bootstrap(seed, replicates)
     reference = build_reference(_ordered(side_a[0])[0])
     runs: list[list[_Run]] = []
@@ -203,6 +207,7 @@ class _Versus:
             run_b=self.side_b[0].name,
             at=self.at,
             reached=reached,
+            noise_floor=self.limits.change_nats,
             points=tuple(points),
             decays=tuple(decays),
             claims=run_claims(
@@ -253,9 +258,10 @@ class _Versus:
 
     def _decay(self, point: VersusPoint) -> Decay:
         slower: Literal["a", "b", "unclear"] = "unclear"
-        if point.difference.low > 0:
+        floor = self.limits.change_nats
+        if point.difference.low > floor:
             slower = "b"
-        elif point.difference.high < 0:
+        elif point.difference.high < -floor:
             slower = "a"
         ratios: list[Estimate] = []
         for run in (self.side_a[0], self.side_b[0]):

@@ -55,6 +55,9 @@ class Versus:
     """What is made equal."""
     reached: float
     """The last place on the scale that both runs reach."""
+    noise_floor: float
+    """What a difference must exceed to be named, nats/token: the largest floor that
+    was measured in either run, or the least change worth the name."""
     points: tuple[VersusPoint, ...]
     decays: tuple[Decay, ...]
     claims: tuple[Claim, ...]

@@ -65,9 +65,9 @@ def decay_table(versus: Versus) -> Table:
         f"{_UNITS[versus.at]}",
         columns,
         "Δtok since each run's first checkpoint, nats/token, paired by prompt. higher: "
-        "the run in which the kind lost less (or gained more), where the interval "
-        "tells. κ: what a response lost for each nat that the margin gained by the "
-        "run's end.",
+        "the run in which the kind lost less (or gained more), where the whole "
+        f"interval lies beyond ±{versus.noise_floor:g}. κ: what a response lost for "
+        "each nat that the margin gained by the run's end.",
         notes,
         keys=2,
     )

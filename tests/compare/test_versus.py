@@ -12,6 +12,7 @@ import scipy.stats
 
 from ldeval.compare.versus import RunInput, compare_runs, place_weights, welch
 from ldeval.errors import MismatchError
+from ldeval.records import NoiseFloor
 from ldeval.report import dumps_versus, print_versus
 from tests.report.test_report_files import documented
 
@@ -64,6 +65,17 @@ def test_a_run_against_itself_differs_nowhere(world):
     assert {d.point.difference.value for d in found.decays if ":" not in d.kind} == {
         0.0
     }
+
+
+def test_no_run_is_called_slower_within_the_noise_that_was_measured(world):
+    floor = NoiseFloor("hf", "bfloat16", 24, per_response=0.5, kind_means=0.35)
+    a = run_of(world, FAST, name="a")
+    b = run_of(world, SLOW, seed=1, name="b", noise_floor=floor)
+    found = compare_runs([a], [b])
+    by = {(d.kind, d.split): d for d in found.decays}
+    assert found.noise_floor == 0.35
+    assert by["initial", "trained"].point.difference.low > 0.25
+    assert by["initial", "trained"].slower == "unclear"
 
 
 def test_runs_of_other_lengths_meet_where_the_shorter_ends_between_checkpoints(world):
