@@ -89,8 +89,7 @@ function tokenOf(data, entry, text, i, count, steps) {
     class: "token", role: "img", tabindex: -1, "data-at": String(i),
     "aria-label": `token ${i + 1} of ${count}, "${plainText(text)}": ln p ${number(own[0])} to `
       + `${number(own[1])}, change ${number(delta)}; before, ${choiceWords(0)}; after, ${choiceWords(1)}`,
-  }, h("bdi", { class: "text" }, shown(text, true)));
-  if (text.includes("\n")) element.classList.add("breaks");
+  }, h("bdi", { class: "text" }, shown(text)), text.includes("\n") ? h("br") : null);
   FACTS.set(element, facts);
   return withTip(element, () => tokenTip(facts, i, count, steps, delta));
 }
