@@ -296,6 +296,19 @@ def test_a_run_of_many_tokens_is_cut_into_blocks_of_whole_prompts(
         assert columns[0].tolist() == dpo_run.tables[0].row(row).token_ids.tolist()
 
 
+def test_a_vocabulary_beyond_sixteen_bits_has_wider_places(dpo_run: ScoredRun) -> None:
+    scores = PromptScores(dpo_run.tables, worst=1)
+    few, many = np.arange(len(PIECES)), np.arange(70_000)
+    length = int(scores.offsets[12])
+    for ids, kind in ((few, "<u2"), (many, "<u4")):
+        raw = gzip.decompress(base64.b64decode(scores.end_block(0, 12, ids)))
+        size = np.dtype(kind).itemsize
+        assert len(raw) == length * (3 * size + 4 * 2)
+        names = np.frombuffer(raw[: 3 * length * size], kind).reshape(3, length)
+        assert names[0].tolist() == scores.labels[:length].tolist()
+        assert names[2].tolist() == scores.ends.argmax[1, :length].tolist()
+
+
 # ------------------------------------------------------------------------ texts, pieces
 
 

@@ -257,6 +257,26 @@ def test_a_run_without_argmaxes_or_texts_is_shown_by_ids(
     assert "--tokenizer" in page.inner_text(".prompt-detail")
 
 
+def test_wide_places_read_as_narrow_ones_do(
+    show: Any, dpo_run: ScoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = []
+    for wide in (False, True):
+        if wide:
+            monkeypatch.setattr("ldeval.report.page.scores._is_wide", lambda ids: True)
+        page = show(dpo_run.page_run)
+        page.wait_for_selector(".token")
+        page.select_option('.prompt-detail select[data-control="from"]', "1")
+        page.wait_for_function(
+            "document.querySelector('.prompt-kinds caption').innerText.includes('20 to')"
+        )
+        labels.append(
+            page.locator(".token").evaluate_all("f => f.map((x) => x.ariaLabel)")
+        )
+    assert labels[0] == labels[1]
+    assert len(labels[0]) > 20
+
+
 def test_statistics_that_are_undefined_are_shown_as_such(
     show: Any, make_comparison: Factory
 ) -> None:
