@@ -4,6 +4,8 @@
 
     <store>/<run>/
         trained.jsonl           which examples each optimizer step trained on, if known
+        probes.jsonl            the probes that were scored
+        tokenizer.json          how their tokens are spelled, where there is one
         step_000120/
             responses.parquet   one row a response: probe_id, kind, n_tokens, sums
             tokens.parquet      one row a token, in the order of the responses
@@ -251,6 +253,9 @@ class StoredTable:
 
     folder: Path
     manifest: Manifest
+    columns: tuple[str, ...] | None = None
+    """Token columns that are read, ``token_ids`` and ``logprobs`` among them; None: all
+    that are stored. The others are then absent."""
 
     def chunks(self) -> Iterator[ScoreTable]:
         """Parts of whole responses, about a row group each.
@@ -261,7 +266,7 @@ class StoredTable:
         try:
             responses = pq.read_table(self.folder / RESPONSES)
             with pq.ParquetFile(self.folder / TOKENS) as file:
-                yield from _parts(self.manifest, responses, file)
+                yield from _parts(self.manifest, responses, file, self.columns)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise StoreError(
                 f"{self.folder}: the tables cannot be read ({error}). Delete this "
@@ -296,7 +301,10 @@ def open_run(run: str | Path) -> list[StoredTable]:
 
 
 def _parts(
-    manifest: Manifest, responses: pa.Table, file: pq.ParquetFile
+    manifest: Manifest,
+    responses: pa.Table,
+    file: pq.ParquetFile,
+    columns: tuple[str, ...] | None,
 ) -> Iterator[ScoreTable]:
     """Whole responses as their tokens come in; the rest waits for the next group."""
     lengths = responses["n_tokens"].to_numpy()
@@ -305,10 +313,13 @@ def _parts(
         raise ValueError(
             f"{file.metadata.num_rows} tokens for {ends[-1]} in {RESPONSES}"
         )
+    stored = file.schema_arrow.names
+    wanted = None if columns is None else [n for n in columns if n in stored]
     start, read = 0, 0
     waiting: list[TokenScores] = []
     for group in range(file.num_row_groups):
-        part = _token_scores(file.read_row_group(group, use_threads=False))
+        found = file.read_row_group(group, columns=wanted, use_threads=False)
+        part = _token_scores(found)
         read += len(part)
         waiting.append(part)
         stop = int(np.searchsorted(ends, read, side="right"))

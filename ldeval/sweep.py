@@ -63,6 +63,7 @@ from ldeval.store import (
     step_folder,
     write_table,
 )
+from ldeval.texts import keep_texts
 
 log = logging.getLogger(__name__)
 
@@ -290,6 +291,9 @@ class Sweep:
         else:
             table = attach_reference(table, self._reference, self._reference_step)
         write_table(folder, table)
+        if not self._scored:
+            lenders = [checkpoint.folder, settings.base or checkpoint.folder]
+            keep_texts(folder.parent, settings.probes, lenders)
         self._count_floor(table.manifest)
         self._scored.append(checkpoint.step)
         if self._reference_step is None:

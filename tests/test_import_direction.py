@@ -20,6 +20,7 @@ LEVELS = {
     "store": 2,
     "imported": 2,
     "doctor": 2,
+    "texts": 3,
     "scoring": 3,
     "compare": 3,
     "reuse": 3,

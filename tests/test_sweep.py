@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ import torch
 
 from ldeval.bundled import bundled_probes
 from ldeval.checkpoints import weights_hash
+from ldeval.cli import main
 from ldeval.errors import (
     CheckpointError,
     MismatchError,
@@ -268,6 +271,25 @@ def test_what_was_trained_goes_into_the_store(trained: Path, tmp_path: Path) -> 
     (copy / "run" / "trained.jsonl").write_text(line)
     sweep(copy / "run", settings(copy, tmp_path / "store"))
     assert (tmp_path / "store" / "run" / "trained.jsonl").read_text() == line
+
+
+def test_a_sweep_keeps_its_texts_and_a_page_of_it_spells_every_token(
+    trained: Path, tmp_path: Path
+) -> None:
+    asked = settings(trained, tmp_path / "store")
+    sweep(trained / "run", asked)
+    run = tmp_path / "store" / "run"
+    assert read_probes(run / "probes.jsonl").content_hash == asked.probes.content_hash
+    page = tmp_path / "page.html"
+    assert main(["report", str(run), "--html", str(page)]) == 0
+    block = page.read_text("utf-8").partition('id="b-prompts-0">')[2]
+    data = json.loads(gzip.decompress(base64.b64decode(block.partition("<")[0])))
+    assert data["prompts"] == [
+        probe.prompt if isinstance(probe.prompt, str) else list(map(dict, probe.prompt))
+        for probe in asked.probes
+    ]
+    assert data["pieces"]
+    assert None not in data["pieces"]
 
 
 def test_watching_scores_checkpoints_as_they_appear_and_stops_at_the_last(

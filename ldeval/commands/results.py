@@ -50,7 +50,7 @@ def _diff_command(commands: Any) -> None:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from ldeval.report import dumps, print_summary, write_report
+    from ldeval.report import PageRun, dumps, print_summary, write_report
 
     comparison = _comparison(options.run, options.allow_mixed)
     print(print_summary(comparison))
@@ -58,7 +58,11 @@ def _diff(options: argparse.Namespace) -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(dumps(comparison), encoding="utf-8")
     if options.report is not None:
-        path = write_report([comparison], options.report, title=comparison.run)
+        alone = len(options.run) == 1
+        page = _page(options.run[0], comparison) if alone else PageRun(comparison)
+        path = write_report(
+            [comparison], options.report, title=comparison.run, pages=[page]
+        )
         print(f"report: {path}")
     held = [
         verdict.name
@@ -98,23 +102,84 @@ def _report_command(commands: Any) -> None:
         commands, "report", _report, "write a report of one or more runs"
     )
     command.add_argument("runs", type=Path, nargs="+", metavar="STORE/RUN")
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="the page and all other files"
+    )
+    command.add_argument(
+        "--html", type=Path, metavar="FILE", help="the page: one file, opens offline"
+    )
+    command.add_argument(
+        "--probes",
+        type=Path,
+        metavar="FILE",
+        help="the probes that were scored, to show their texts (default: those that "
+        "the sweep kept, or the bundled ones)",
+    )
+    command.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="a tokenizer.json or its folder, to spell tokens (default: the one that "
+        "the sweep kept, or the checkpoints')",
+    )
     command.add_argument("--title", default="What training did")
     command.add_argument("--allow-mixed", action="store_true")
 
 
 def _report(options: argparse.Namespace) -> int:
     import ldeval
-    from ldeval.report import print_summary, write_report
+    from ldeval.report import print_summary, write_page, write_report
 
+    if options.output is None and options.html is None:
+        raise MismatchError(
+            "nothing to write: name a folder with -o DIR, or a file with --html FILE"
+        )
     comparisons = [
         ldeval.diff(run, allow_mixed=options.allow_mixed) for run in options.runs
     ]
-    path = write_report(comparisons, options.output, title=options.title)
+    pages = [
+        _page(run, comparison, options.probes, options.tokenizer)
+        for run, comparison in zip(options.runs, comparisons, strict=True)
+    ]
     for comparison in comparisons:
         print(print_summary(comparison))
-    print(f"report: {path}")
+    if options.html is not None:
+        write_page(pages, options.html, title=options.title)
+        print(f"page: {options.html}")
+    if options.output is not None:
+        path = write_report(
+            comparisons, options.output, title=options.title, pages=pages
+        )
+        print(f"page: {path.with_suffix('.html')}\nreport: {path}")
     return 0
+
+
+def _page(
+    run: Path,
+    comparison: Any,
+    probes: Path | None = None,
+    tokenizer: Path | None = None,
+) -> Any:
+    """What a page shows of a run: its single prompts too, where it was scored."""
+    from dataclasses import replace
+
+    from ldeval.imported import is_imported
+    from ldeval.report import PageRun, read_pieces
+    from ldeval.report.page.scores import COLUMNS
+    from ldeval.store import open_run
+    from ldeval.texts import find_texts
+
+    if is_imported(run):
+        return PageRun(comparison)
+    tables = open_run(run)
+    texts = find_texts(run, tables, probes=probes, tokenizer=tokenizer)
+    return PageRun(
+        comparison,
+        [replace(table, columns=COLUMNS) for table in tables],
+        None if texts.probes is None else texts.probes.probes,
+        None if texts.tokenizer is None else read_pieces(texts.tokenizer),
+        pieces_named=tokenizer is not None,
+    )
 
 
 # ---------------------------------------------------------------------------- compare

@@ -20,6 +20,8 @@
     ├── measure_plots.py   rich and poor, likeness to chosen
     ├── figure_plan.py     which figures a report has
     ├── markdown.py        the whole report as Markdown
+    ├── page/              the whole report as one HTML file
+    ├── templates/         shells, style sheets and scripts of the HTML files
     ├── versus_report.py   one run against another
     ├── json_report.py     JSON and CSV, unrounded
     └── writing.py         files, each whole or not at all
@@ -32,19 +34,24 @@ from __future__ import annotations
 
 from ldeval.report.json_report import dumps, report_json, to_csv, to_json
 from ldeval.report.markdown import render_markdown
+from ldeval.report.page import PageRun, read_pieces, render_page
 from ldeval.report.summary import print_summary
 from ldeval.report.versus_report import dumps_versus, print_versus, write_stitched
-from ldeval.report.writing import write_report
+from ldeval.report.writing import write_page, write_report
 
 __all__ = [
+    "PageRun",
     "dumps",
     "dumps_versus",
     "print_summary",
     "print_versus",
+    "read_pieces",
     "render_markdown",
+    "render_page",
     "report_json",
     "to_csv",
     "to_json",
+    "write_page",
     "write_report",
     "write_stitched",
 ]

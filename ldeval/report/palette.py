@@ -60,6 +60,44 @@ STROKES: Mapping[str, Stroke] = {
 }
 _OTHER = Stroke(MUTED)
 
+_ON_DARK: Mapping[str, str] = {
+    _BLUE: "#4aa8e0",
+    "#5BA7D6": "#8ccbf0",
+    "#4d4d4d": "#b4b4ba",
+    _RED: "#ff8a3d",
+    "#EE9A57": "#ffb681",
+    "#007A5E": "#3fbf9b",
+    "#4DB697": "#8bdcc5",
+    "#8C7A2B": "#cdb95f",
+    "#6A4C9C": "#a98be0",
+    "#A98BC9": "#cdb5ea",
+    MUTED: "#a0a1aa",
+}
+"""The same hues, light enough for a dark page."""
+
+
+def css_name(kind: str) -> str:
+    """A kind as part of a CSS name: ``argmax:chosen`` has a colon that must go."""
+    return kind.replace(":", "-")
+
+
+def style_variables() -> str:
+    """``--k-<kind>`` and ``--t-<kind>``, the colours of lines and of labels, as CSS."""
+    lines = [
+        f"  --k-{css_name(kind)}: light-dark({line.colour}, {_ON_DARK[line.colour]});"
+        f" --t-{css_name(kind)}: light-dark({line.text_colour}, "
+        f"{_ON_DARK[line.colour]});"
+        for kind, line in STROKES.items()
+    ]
+    return ":root {\n" + "\n".join(lines) + "\n}\n"
+
+
+def dash_array(line: Stroke) -> str:
+    """The dashes as SVG writes them, in pixels; empty for a solid line."""
+    if isinstance(line.dash, str):
+        return ""
+    return " ".join(f"{part * line.width:g}" for part in line.dash[1])
+
 
 def stroke(kind: str) -> Stroke:
     """The line of a kind; grey for one that the palette does not know."""

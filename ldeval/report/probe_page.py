@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from ldeval.records import DISTANCE_BINS, KindQuality, QualityReport
 from ldeval.report.escape import visible
+from ldeval.report.palette import style_variables
 from ldeval.report.probe_tables import kinds_table, missing_table
 from ldeval.report.probe_words import percentile, wording
 
@@ -83,7 +84,10 @@ class Figure:
 def quality_html(report: QualityReport) -> str:
     """The whole page."""
     folder = files("ldeval.report") / "templates"
-    css = (folder / "probes.css").read_text(encoding="utf-8")
+    css = style_variables() + "".join(
+        (folder / name).read_text(encoding="utf-8")
+        for name in ("theme.css", "probes.css")
+    )
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     environment = Environment(
         autoescape=True,

@@ -15,6 +15,7 @@ from ldeval.report.canvas import image
 from ldeval.report.figure_plan import plan
 from ldeval.report.json_report import dumps, report_json, to_csv
 from ldeval.report.markdown import render_markdown
+from ldeval.report.page import PageRun, render_page
 
 
 def write_report(
@@ -22,11 +23,13 @@ def write_report(
     folder: Path,
     *,
     title: str = "What training changed",
+    pages: Sequence[PageRun] = (),
 ) -> Path:
     """Write the report of one run, or of several stages in their order::
 
         <folder>/
-            report.md       what a reader opens
+            report.html     what a reader opens: everything, interactive, offline
+            report.md       the same account as Markdown
             report.json     everything, unrounded (docs/report_schema.md)
             *.csv           every table, unrounded: levels by step, changes, flows …
             *.png, *.svg    the figures, where matplotlib is installed
@@ -35,11 +38,14 @@ def write_report(
         comparisons: At least one comparison.
         folder: Made if it is not there; files of the same name are replaced.
         title: Heading of the report.
+        pages: The comparisons again, with the scores and texts of single prompts;
+            without them the page shows no single prompts.
 
     Returns:
         The path of ``report.md``.
 
     Raises:
+        MismatchError: a tokenizer does not spell the responses that were scored.
         ValueError: there is no comparison.
         OSError: the folder cannot be written.
     """
@@ -49,10 +55,27 @@ def write_report(
     _put(folder / "report.json", dumps(report_json(comparisons, title)))
     for name, text in to_csv(comparisons).items():
         _put(folder / f"{name}.csv", text)
+    runs = pages or [PageRun(comparison) for comparison in comparisons]
+    write_page(runs, folder / "report.html", title=title)
     figures, remark = _write_figures(comparisons, folder)
     report = folder / "report.md"
     _put(report, render_markdown(comparisons, figures, title=title, remark=remark))
     return report
+
+
+def write_page(
+    runs: Sequence[PageRun], path: Path, *, title: str = "What training changed"
+) -> None:
+    """Write the page alone.
+
+    Raises:
+        ValueError: there is no run.
+        MismatchError: a tokenizer does not spell the responses that were scored.
+        OSError: the file cannot be written.
+    """
+    text = render_page(runs, title=title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _put(path, text)
 
 
 def _write_figures(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,15 @@ from ldeval.records import (
     Stratum,
     Verdict,
 )
+from tests.report.browser import BROWSER, DRIVEN
+from tests.report.page_world import ScoredRun, scored_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+# not collected rather than skipped: scripts/setup installs a browser where it can, and
+# a machine that has none runs everything else
+collect_ignore = [] if DRIVEN else ["test_page_browser.py", "test_page_states.py"]
 
 Floats = npt.NDArray[np.float64]
 Factory = Callable[..., Comparison]
@@ -371,3 +381,25 @@ def stages() -> tuple[Comparison, Comparison]:
 def hostile() -> tuple[str, ...]:
     """Probe ids that try to act on whoever shows them."""
     return HOSTILE_IDS
+
+
+# ---------------------------------------------------------------- the page in a browser
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium, driven."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        found = driver.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def dpo_run() -> ScoredRun:
+    """A scored run with hostile prompts."""
+    return scored_run()

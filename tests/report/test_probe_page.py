@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,9 +20,9 @@ from ldeval.records import Finding, KindQuality, QualityReport
 from ldeval.report.probe_page import distance_figure, length_figure, quality_html
 from ldeval.report.probe_tables import quality_json, quality_text
 from ldeval.report.probe_words import WORDINGS, percentile
+from tests.report.browser import BROWSER
 
 ATTACK = "</title><script>document.title='owned'</script><img src=x onerror=alert(1)>"
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
