@@ -2,7 +2,7 @@
 
 What the paper shows on MNIST (arXiv 2407.10490, section 3.1 and appendix C), on images
 that are there without a download. The network is LeNet's shape in float64, smooth
-throughout (GELU, mean pooling), so that the remainder of first order is of second
+throughout (tanh, mean pooling), so that the remainder of first order is of second
 order and can be seen to be. Training is plain gradient descent, to which proposition 1
 applies as it stands.
 """
@@ -41,9 +41,9 @@ ERROR_CHANGES = tuple(float(x) for x in np.geomspace(1e-4, 3e-2, 8))
 class DigitsSettings:
     """How the network is trained and watched."""
 
-    epochs: int = 30
-    batch: int = 16
-    rate: float = 0.02
+    epochs: int = 40
+    batch: int = 64
+    rate: float = 0.1
     """η."""
     train: int = 1200
     """Images trained on."""
@@ -52,7 +52,7 @@ class DigitsSettings:
     snapshots: int = 9
     """Moments at which the kernel is kept, epochs growing in steps of two."""
     learned: int = 4
-    """The class of the image that one step learns."""
+    """The class of the image that one step learns, half-way through training."""
     seed: int = 0
 
 
@@ -68,10 +68,10 @@ class Network:
         inner = 16 * (height // 4) * (width // 4)
         self.module = nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1),
-            nn.GELU(),
+            nn.Tanh(),
             nn.AvgPool2d(2),
             nn.Conv2d(8, 16, 3, padding=1),
-            nn.GELU(),
+            nn.Tanh(),
             nn.AvgPool2d(2),
             nn.Flatten(),
             nn.Linear(inner, CLASSES),
@@ -91,7 +91,8 @@ class Network:
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """[N, 10] of [N, H, W] images."""
-        parts = theta.split([shape.numel() for shape in self._shapes.values()])
+        sizes = [shape.numel() for shape in self._shapes.values()]
+        parts = torch.split(theta, sizes)
         named = {
             name: part.view(shape)
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
@@ -226,20 +227,19 @@ def study(
     before_accuracy = watch.accuracy(theta)
     moments = _moments(settings)
     kernels = [watch.snapshot(theta, 0)]
-    early: Tensor | None = None
+    middle = theta
     for epoch in progress(iter(range(1, settings.epochs + 1))):
         theta = watch.epoch(theta, epoch)
-        if early is None:
-            early = theta
+        if epoch == (settings.epochs + 1) // 2:
+            middle = theta
         if epoch in moments:
             kernels.append(watch.snapshot(theta, watch.steps))
-    assert early is not None  # there is at least one epoch
     observed = parts.observed
-    image, label = watch.one_of(settings.learned)
-    predicted = predict_step(network, early, observed, image, label)
+    image, label = watch.undecided(middle, settings.learned), settings.learned
+    predicted = predict_step(network, middle, observed, image, label)
 
     def step(rate: float) -> FloatArray:
-        return take_step(network, early, observed, image, label, rate)
+        return take_step(network, middle, observed, image, label, rate)
 
     errors, slope = rate_errors(predicted, step)
     visible = VISIBLE / float(np.abs(predicted).max())
@@ -319,7 +319,7 @@ class _Watch:
         """The parameters after one pass over the training images."""
         generator = torch.Generator().manual_seed(1000 * self.settings.seed + number)
         order = torch.randperm(len(self.parts.train), generator=generator)
-        for index in order.split(self.settings.batch):
+        for index in torch.split(order, self.settings.batch):
             theta = self._step(theta, index)
         return theta
 
@@ -360,10 +360,11 @@ class _Watch:
                     means[one, other] = norms[cells].mean()
         return KernelSnapshot(step, means, norms[rows, columns])
 
-    def one_of(self, digit: int) -> tuple[Tensor, int]:
-        """The first trained image of a class."""
-        index = int((self.parts.train_labels == digit).nonzero()[0, 0])
-        return self.parts.train[index], digit
+    def undecided(self, theta: Tensor, digit: int) -> Tensor:
+        """[H, W] the trained image of a class whose π(y) is nearest ½."""
+        images = self.parts.train[self.parts.train_labels == digit]
+        p = np.exp(self.network.log_p(theta, images)[:, digit])
+        return images[int(np.abs(p - 0.5).argmin())]
 
     def accuracy(self, theta: Tensor) -> float:
         """Of all held-out images."""
