@@ -19,6 +19,7 @@ as it is in a language model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,7 +142,15 @@ def train(
 
 
 def study(*, steps: int = 8, rate: float = 0.3, seed: int = 0) -> BigramStudy:
-    """Positive, negative and both, with y⁻ on-policy and off-policy."""
+    """Positive, negative and both, with y⁻ on-policy and off-policy.
+
+    Raises:
+        TheoryError: there is no step, or no rate.
+    """
+    if steps < 1 or not 0 < rate < math.inf:
+        raise TheoryError(
+            f"{steps} steps at rate {rate:g}: at least one step, at a rate above 0."
+        )
     model = pretrained(seed)
     outcomes = [_outcome(model, "positive alone", POSITIVE, None, steps, rate)]
     for pushed, policy in ((ON_POLICY, "on-policy"), (OFF_POLICY, "off-policy")):

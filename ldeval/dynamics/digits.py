@@ -244,6 +244,7 @@ def study(
     errors, slope = rate_errors(predicted, step)
     visible = VISIBLE / float(np.abs(predicted).max())
     final = network.log_p(theta, observed)
+    likeness, different = _likeness(digits), ~np.eye(CLASSES, dtype=bool)
     return DigitsStudy(
         source=digits.source,
         parameters=network.size,
@@ -259,7 +260,10 @@ def study(
         accumulated=watch.accumulated,
         moved=final - network.log_p(start, observed),
         mean_prediction=watch.mean_prediction(theta),
-        likeness=_likeness(digits),
+        likeness=likeness,
+        pull_on_likeness=float(
+            spearmanr(watch.influence[different], likeness[different]).statistic
+        ),
         kernels=tuple(kernels),
         rank_stability=_rank_stability(kernels),
     )

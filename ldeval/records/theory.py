@@ -160,6 +160,8 @@ class DigitsStudy:
     """[C, C] mean π(column | held-out image of class row) after training."""
     likeness: FloatArray
     """[C, C] cosine between the mean images of two classes."""
+    pull_on_likeness: float
+    """Spearman's correlation of influence and likeness between different classes."""
     kernels: tuple[KernelSnapshot, ...]
     rank_stability: FloatArray
     """[S, S] Spearman's correlation of the pairs' ‖K‖_F between two moments."""

@@ -14,6 +14,7 @@ from ldeval.report.escape import for_figure
 from ldeval.report.palette import FAINT, INK, MUTED
 from ldeval.report.rounding import number, percent
 from ldeval.report.theory_plots import DOWN, UP, caption
+from ldeval.report.theory_tables import agreement, strongest_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,19 @@ _WIDTH = 12.0
 _PAIRS = 4
 """Pairs of classes whose lines are named."""
 _NAMED = ("#0072B2", "#D55E00", "#007A5E", "#6A4C9C")
+
+
+def figures(study: DigitsStudy) -> dict[str, Figure]:
+    """Every figure by its file name.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return {
+        "digits_step": step_figure(study),
+        "digits_influence": influence_figure(study),
+        "digits_kernel": kernel_figure(study),
+    }
 
 
 def step_figure(study: DigitsStudy) -> Figure:
@@ -64,8 +78,9 @@ def step_figure(study: DigitsStudy) -> Figure:
     caption(
         figure,
         "One step on one image, seen by others",
-        f"{for_figure(study.source, 40)}, half-way through training; η = {study.step.rate:.2g}. "
-        "Bars: measured; black marks: −η A K G. Right: what first order leaves out.",
+        f"{for_figure(study.source, 40)}, half-way through training; η = "
+        f"{study.step.rate:.2g}. Bars: measured; black marks: −η A K G. Right: what "
+        "first order leaves out.",
     )
     return figure
 
@@ -141,15 +156,6 @@ def influence_figure(study: DigitsStudy) -> Figure:
     return figure
 
 
-def strongest_pairs(study: DigitsStudy, count: int) -> list[tuple[int, int]]:
-    """The pairs (observed, pulling) of different classes, strongest first."""
-    values = np.where(
-        np.eye(len(study.influence), dtype=bool), -np.inf, study.influence
-    )
-    order = np.argsort(values, axis=None)[::-1][:count]
-    return [(int(i) // len(values), int(i) % len(values)) for i in order]
-
-
 def _class_map(axes: Axes, values: FloatArray, colours: str) -> None:
     off = values[~np.eye(len(values), dtype=bool)]
     if colours == "RdBu":
@@ -183,10 +189,9 @@ def _account_axes(axes: Axes, study: DigitsStudy) -> None:
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
     axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=":")
     axes.tick_params(labelsize=FONT - 2)
-    correlation = float(np.corrcoef(x, y)[0, 1])
-    slope = float(np.polyfit(x, y, 1)[0])
+    correlation, slope = agreement(x, y)
     axes.set_title(
-        f"all steps: r = {correlation:.2f}, slope {slope:.2f}",
+        f"all steps: r = {correlation:.3f}, slope {slope:.2f}",
         fontsize=FONT,
         loc="left",
         color=INK,
@@ -226,7 +231,7 @@ def kernel_figure(study: DigitsStudy) -> Figure:
         line = [item.norms[one, other] for item in study.kernels]
         axes.plot(places, line, color=colour, linewidth=2.2, zorder=3)
         ends.append((math.log(line[-1]), f"{other} pulls {one}", colour))
-    axes.set_yscale("log")
+    _log_ticks(axes)
     axes.set_xticks(list(places), [str(step) for step in steps])
     axes.set_xlabel("training step", fontsize=FONT - 1)
     axes.set_ylabel("mean ‖K(x_o, x_u)‖_F", fontsize=FONT - 1)
@@ -252,6 +257,15 @@ def kernel_figure(study: DigitsStudy) -> Figure:
         "correlation of all pairs' norms.",
     )
     return figure
+
+
+def _log_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _apart(places: list[float], least: float = 0.07) -> list[float]:
