@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 import math
+import tokenize
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -162,20 +163,42 @@ def _exactly(stream: IO[bytes], size: int, path: Path) -> bytes:
 def _read_npz(path: Path) -> Digits:
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-        if size > MOST_BYTES:
-            raise TheoryError(f"{path}: unpacks to {size} bytes; at most {MOST_BYTES}.")
+            for name in ("x_train.npy", "y_train.npy"):
+                _check_claim(archive, name, path)
         with np.load(path, allow_pickle=False) as arrays:
-            missing = {"x_train", "y_train"} - set(arrays.files)
-            if missing:
-                raise TheoryError(
-                    f"{path}: holds {', '.join(arrays.files) or 'nothing'}; "
-                    f"{', '.join(sorted(missing))} is missing."
-                )
             return _digits(arrays["x_train"], arrays["y_train"], path)
-    except (zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, TheoryError):
-            raise
+    except TheoryError:
+        raise
+    except (zipfile.BadZipFile, ValueError, EOFError, tokenize.TokenError) as error:
+        raise TheoryError(f"{path}: not an npz of plain arrays: {error}") from error
+
+
+def _check_claim(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    """Refuse an array that is too large, or says it is larger than its file.
+
+    numpy would ask for the memory that a header claims before it reads on.
+    """
+    names = archive.namelist()
+    if name not in names:
+        wanted = name.removesuffix(".npy")
+        held = ", ".join(names) or "nothing"
+        raise TheoryError(f"{path}: holds {held}; {wanted} is missing.")
+    size = archive.getinfo(name).file_size
+    if size > MOST_BYTES:
         raise TheoryError(
-            f"{path}: not an npz file of plain arrays: {error}"
-        ) from error
+            f"{path}: {name} unpacks to {size} bytes; at most {MOST_BYTES}."
+        )
+    readers: Mapping[tuple[int, int], Callable[[IO[bytes]], Any]] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    with archive.open(name) as stream:
+        version = tuple(np.lib.format.read_magic(stream))  # type: ignore[no-untyped-call]
+        if version not in readers:
+            raise TheoryError(
+                f"{path}: {name} is of version {version}; not 1.0 or 2.0."
+            )
+        shape, _, dtype = readers[version](stream)
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > size and not dtype.hasobject:
+        raise TheoryError(f"{path}: {name} claims {claimed} bytes and holds {size}.")
