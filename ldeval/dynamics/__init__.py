@@ -7,5 +7,11 @@
 ::
 
     dynamics/
-    └── residuals.py    G: the exact gradient of every loss with respect to the logits
+    ├── residuals.py      G: the exact gradient of every loss at the logits
+    ├── first_order.py    A, and −η A K G on arrays
+    ├── squeezing.py      one step against one response, in closed form
+    ├── panels.py         squeeze panels and residual panels to look at
+    ├── bigram.py         responses of two words, all of them at once
+    ├── images.py         digits that need no download
+    └── digits.py         A, K and G of a network while it learns
 """
