@@ -47,6 +47,8 @@ class DigitsSettings:
     """η."""
     train: int = 1200
     """Images trained on."""
+    held: int = 2000
+    """Most images held out, of those that are left."""
     observed: int = 5
     """Held-out images of each class that are watched at every step."""
     snapshots: int = 9
@@ -63,8 +65,8 @@ class Network:
         torch.manual_seed(seed)
         height, width = digits.images.shape[1:]
         # without centring, all images share one large direction and K is one number
-        self._centre = float(digits.images.mean())
-        self._scale = float(digits.images.std())
+        self._centre = float(digits.images.mean(dtype=np.float64))
+        self._scale = float(digits.images.std(dtype=np.float64))
         inner = 16 * (height // 4) * (width // 4)
         self.module = nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1),
@@ -181,7 +183,7 @@ def take_step(
 def rate_errors(
     predicted: FloatArray, step: Callable[[float], FloatArray]
 ) -> tuple[tuple[RateError, ...], float]:
-    """The remainder at learning rates three orders apart, and its slope in log–log.
+    """The remainder at learning rates 300-fold apart, and its slope in log–log.
 
     Args:
         predicted: [O, V] for η = 1.
@@ -285,7 +287,7 @@ class _Parts:
         if min(settings.epochs, settings.batch, settings.observed) < 1:
             raise TheoryError("epochs, batch and observed images must be at least 1.")
         order = np.random.default_rng(settings.seed).permutation(len(digits.labels))
-        train, held = order[: settings.train], order[settings.train :]
+        train, held = order[: settings.train], order[settings.train :][: settings.held]
         watched = []
         for digit in range(CLASSES):
             here = held[digits.labels[held] == digit][: settings.observed]
@@ -301,7 +303,7 @@ class _Parts:
 
         def pick(index: IntArray) -> tuple[Tensor, Tensor]:
             return (
-                torch.from_numpy(digits.images[index]),
+                torch.from_numpy(digits.images[index]).double(),
                 torch.from_numpy(digits.labels[index]),
             )
 
@@ -397,10 +399,9 @@ def _rank_stability(kernels: list[KernelSnapshot]) -> FloatArray:
 def _likeness(digits: Digits) -> FloatArray:
     """[10, 10] cosine between mean images, each less the mean of all."""
     flat = digits.images.reshape(len(digits.images), -1)
-    means = np.stack(
-        [flat[digits.labels == digit].mean(axis=0) for digit in range(CLASSES)]
-    )
-    means = means - flat.mean(axis=0)
+    groups = [flat[digits.labels == digit] for digit in range(CLASSES)]
+    means = np.stack([group.mean(axis=0, dtype=np.float64) for group in groups])
+    means -= flat.mean(axis=0, dtype=np.float64)
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     result: FloatArray = means @ means.T
     return result

@@ -36,7 +36,7 @@ class Digits:
     """Grey images with their classes."""
 
     images: FloatArray
-    """[N, H, W] in [0, 1], float64."""
+    """[N, H, W] in [0, 1], float32 or float64."""
     labels: IntArray
     """[N] 0–9."""
     source: str
@@ -122,7 +122,7 @@ def _digits(images: Any, labels: Any, path: Path) -> Digits:
             "are unsigned bytes and integers."
         )
     return Digits(
-        images.astype(np.float64) / 255, labels.astype(np.int64), f"MNIST ({path.name})"
+        images.astype(np.float32) / 255, labels.astype(np.int64), f"MNIST ({path.name})"
     )
 
 

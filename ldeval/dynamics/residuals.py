@@ -39,6 +39,7 @@ Apart from the toys, because language models need it too.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -136,7 +137,7 @@ class Pulls:
 # ---------------------------------------------------------------------------- losses
 
 
-class Loss:
+class Loss(ABC):
     """A loss of summed log-probabilities."""
 
     def value(self, scores: Scores) -> Tensor:
@@ -151,13 +152,13 @@ class Loss:
             "is not the gradient of a loss. Use the exact form for a value."
         )
 
+    @abstractmethod
     def pulls(self, scores: Scores) -> Pulls:
         """g of each response: −∂value/∂s.
 
         Raises:
             TheoryError: a score that it needs is missing.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,32 @@ def test_kto_takes_either_half_alone() -> None:
         loss.pulls(Scores())
 
 
+def test_over_a_shared_beginning_chosen_and_rejected_cancel_but_for_two_tokens() -> (
+    None
+):
+    """Before the first token that differs G⁺ = −G⁻; at it only its two labels stay."""
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(1, 4, 9, generator=generator, dtype=torch.float64)
+        chosen, rejected = torch.tensor([[3, 1, 5, 0]]), torch.tensor([[3, 1, 7, 2]])
+        zero = torch.zeros(1, dtype=torch.float64)
+        for loss in (DPO(0.3), CDPO(0.3, 0.2), IPO(0.3)):
+            found = residuals(
+                loss,
+                chosen=Labelled(logits, chosen),
+                rejected=Labelled(logits, rejected),
+                ref_chosen=zero,
+                ref_rejected=zero,
+            )
+            assert found.chosen is not None
+            assert found.rejected is not None
+            both = (found.chosen + found.rejected)[0]
+            assert both[:2].abs().max() < 1e-12
+            assert both[2].abs().sum() == pytest.approx(2 * abs(float(both[2, 5])))
+            assert float(both[2, 5]) == pytest.approx(-float(both[2, 7]))
+            assert both[3].abs().max() > 1e-3
+
+
 def test_a_missing_score_is_named() -> None:
     given = batch(0)
     del given["ref_rejected"]
