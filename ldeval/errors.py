@@ -14,6 +14,7 @@ ldeval still handles it sensibly::
     │   ├── KnownAnswerError               scores differ from an independent computation
     │   └── UnsupportedBackendError        a setting or model not scored exactly
     ├── EndpointError (ConnectionError)    a rephrasing endpoint cannot be used
+    ├── TheoryError (ValueError)           a loss, a step or a toy lacks what it needs
     └── MissingExtraError (ImportError)    an optional package is not installed
 
 Messages name what came, what is valid and what to do next.
@@ -90,6 +91,10 @@ class UnsupportedBackendError(ScoringError):
 
 class EndpointError(LdevalError, ConnectionError):
     """An OpenAI-compatible endpoint cannot be reached, or gives nothing usable."""
+
+
+class TheoryError(LdevalError, ValueError):
+    """A loss, a step or a toy experiment lacks what it needs, or is given nonsense."""
 
 
 class MissingExtraError(LdevalError, ImportError):

@@ -78,6 +78,16 @@ from ldeval.records.scores import (
     Span,
     TokenScores,
 )
+from ldeval.records.theory import (
+    BigramOutcome,
+    BigramStudy,
+    DigitsStudy,
+    KernelSnapshot,
+    RateError,
+    ResidualPanel,
+    SqueezePanel,
+    StepPrediction,
+)
 from ldeval.records.versus import Decay, Scale, Versus, VersusPoint
 
 __all__ = [
@@ -94,6 +104,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "TOP_K",
     "VERDICT_NAMES",
+    "BigramOutcome",
+    "BigramStudy",
     "Checkpoint",
     "Claim",
     "Comparison",
@@ -101,6 +113,7 @@ __all__ = [
     "CrossInfluence",
     "CurvePoint",
     "Decay",
+    "DigitsStudy",
     "Distribution",
     "Estimate",
     "Excluded",
@@ -109,6 +122,7 @@ __all__ = [
     "Flow",
     "InfluenceCell",
     "IntArray",
+    "KernelSnapshot",
     "KindChange",
     "KindInfo",
     "KindQuality",
@@ -124,7 +138,9 @@ __all__ = [
     "Probe",
     "Pull",
     "QualityReport",
+    "RateError",
     "Region",
+    "ResidualPanel",
     "Response",
     "RicherBin",
     "RicherCurve",
@@ -135,7 +151,9 @@ __all__ = [
     "Span",
     "SpillOver",
     "Split",
+    "SqueezePanel",
     "State",
+    "StepPrediction",
     "Stratum",
     "TokenScores",
     "Trajectory",

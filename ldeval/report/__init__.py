@@ -19,6 +19,9 @@
     ├── plots.py           changes, flow, influence
     ├── measure_plots.py   rich and poor, likeness to chosen
     ├── figure_plan.py     which figures a report has
+    ├── theory_plots.py    residuals, squeeze panels, the 2-gram example
+    ├── digits_plots.py    the digits experiment
+    ├── theory_tables.py   the toys in numbers
     ├── markdown.py        the whole report as Markdown
     ├── page/              the whole report as one HTML file
     ├── templates/         shells, style sheets and scripts of the HTML files
