@@ -21,6 +21,16 @@ from ldeval.records.comparison import (
     Stratum,
     Verdict,
 )
+from ldeval.records.dynamics import (
+    DYNAMICS_VERSION,
+    Agreement,
+    InfluenceTable,
+    PairRisk,
+    Prediction,
+    ProbeResponse,
+    RiskCheck,
+    RiskReport,
+)
 from ldeval.records.estimate import Estimate
 from ldeval.records.kinds import (
     KIND_BY_NAME,
@@ -82,6 +92,7 @@ from ldeval.records.versus import Decay, Scale, Versus, VersusPoint
 
 __all__ = [
     "DISTANCE_BINS",
+    "DYNAMICS_VERSION",
     "KINDS",
     "KIND_BY_NAME",
     "KIND_GROUPS",
@@ -94,6 +105,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "TOP_K",
     "VERDICT_NAMES",
+    "Agreement",
     "Checkpoint",
     "Claim",
     "Comparison",
@@ -108,6 +120,7 @@ __all__ = [
     "FloatArray",
     "Flow",
     "InfluenceCell",
+    "InfluenceTable",
     "IntArray",
     "KindChange",
     "KindInfo",
@@ -121,13 +134,18 @@ __all__ = [
     "Message",
     "NoiseFloor",
     "PairComparison",
+    "PairRisk",
+    "Prediction",
     "Probe",
+    "ProbeResponse",
     "Pull",
     "QualityReport",
     "Region",
     "Response",
     "RicherBin",
     "RicherCurve",
+    "RiskCheck",
+    "RiskReport",
     "Scale",
     "ScoreSource",
     "ScoreTable",
