@@ -3,15 +3,15 @@
     python scripts/campaign_predict.py --model DIR [--json FILE] [--only NAME …]
 
 Each case takes one optimizer step on four examples of a probe set's trained half and
-predicts the change of every response of other probes, from the gradient alone; then the
-step is really taken, at five sizes, and the responses are scored again. Printed for each
-size: R² of the prediction as it stands (no line is fitted), its slope, how often the
-sign is right, and the error. The whole must be the sum of its parts: each example's
+predicts the change of every response of other probes, from the gradient alone; then
+the step is really taken, at five sizes, and the responses are scored again. Printed for
+each size: R² of the prediction as it stands (no line is fitted), its slope, how often
+the sign is right, and the error. The whole must be the sum of its parts: each example's
 share, the optimizer's history, weight decay.
 
 Cases: ``sft`` and ``dpo`` with SGD in float32, ``double`` (both, in float64, where the
-error must fall with the square of the size) and ``adamw`` (a step after three real ones,
-clipped and with decay).
+error must fall with the square of the size) and ``adamw`` (a step after three real
+ones, clipped and with weight decay). Sizes are multiples of the step: 0.25 to 64.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
 
 from ldeval.bundled import bundled_probes
 from ldeval.dynamics.causal_lm import CausalLM, open_causal_lm
@@ -42,12 +44,24 @@ FACTORS = (0.25, 1.0, 4.0, 16.0, 64.0)
 CASES = ("sft", "dpo", "double", "adamw")
 
 
+def cut(probe: Probe, words: int | None) -> Probe:
+    """The probe with only the first words of each response."""
+    responses = {
+        kind: replace(r, text=" ".join(r.text.split()[:words]))
+        for kind, r in probe.responses.items()
+    }
+    return probe if words is None else replace(probe, responses=responses)
+
+
 def responses_of(
     lm: CausalLM, probes: list[Probe], count: int
 ) -> tuple[list[Any], list[ProbeResponse]]:
-    """The first ``count`` responses that end within the model's length."""
+    """The probes with the fewest tokens, whole, up to ``count`` responses."""
     requests, _ = encode(lm, probes)
-    requests = requests[:count]
+    size: dict[str, int] = {}
+    for request in requests:
+        size[request.probe_id] = size.get(request.probe_id, 0) + len(request.ids)
+    requests = sorted(requests, key=lambda r: (size[r.probe_id], r.probe_id))[:count]
     splits = {p.probe_id: p.split for p in probes}
     before = scored(lm, requests)
     described = [
@@ -71,7 +85,7 @@ def case(
     **options: float,
 ) -> tuple[Prediction, dict[str, Any]]:
     """One case: predict, take the step at five sizes, measure."""
-    started = time.monotonic()
+    started, computed = time.monotonic(), time.process_time()
     trained = [p for p in probes if p.trained and "rejected" in p.responses]
     others = [p for p in probes if not p.trained]
     wanted = objective(loss)
@@ -94,10 +108,12 @@ def case(
     else:
         total = directional(lm, requests, step.total(), progress=True)
         columns = {"gradient": total}
-    before = scored(lm, requests).numpy()
+    before = np.asarray([response.logprob for response in described])
     measured = measured_changes(lm, requests, step.total(), FACTORS, before)
     shown = prediction({}, described, columns, FACTORS, measured)
     notes["seconds"] = time.monotonic() - started
+    notes["cpu_seconds"] = time.process_time() - computed
+    notes["tokens"] = sum(r.n_tokens for r in requests)
     notes["share"] = {
         name: float(abs(column).sum() / sum(abs(c).sum() for c in columns.values()))
         for name, column in columns.items()
@@ -154,9 +170,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--responses", type=int, default=204)
     parser.add_argument("--double-responses", type=int, default=40)
+    parser.add_argument(
+        "--words", type=int, help="cut every response to its first words (slow CPUs)"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    probes = list(read_probes(options.probes))
+    probes = [cut(p, options.words) for p in read_probes(options.probes)]
     found: dict[str, Any] = {}
 
     def note(name: str, result: tuple[Prediction, dict[str, Any]]) -> None:
@@ -173,16 +192,16 @@ def main() -> None:
         note("SGD, SFT, float32", case(lm, probes, count, "sft", lr=1e-4))
     if "dpo" in options.only:
         lm = open_causal_lm(options.model)
-        note("SGD, DPO, float32", case(lm, probes, count, "dpo", lr=1e-5))
+        note("SGD, DPO, float32", case(lm, probes, count, "dpo", lr=1e-4))
     if "adamw" in options.only:
         lm = open_causal_lm(options.model)
         settings = {"family": "adamw", "replayed": 3, "max_norm": 1.0}
         decay = {"weight_decay": 0.1, "taken_apart": True}
-        result = case(lm, probes, count, "dpo", lr=2e-7, **settings, **decay)
+        result = case(lm, probes, count, "dpo", lr=1e-6, **settings, **decay)
         note("AdamW, DPO, float32, step 4", result)
     if "double" in options.only:
         few = options.double_responses
-        for loss, lr in (("sft", 1e-5), ("dpo", 1e-6)):
+        for loss, lr in (("sft", 1e-5), ("dpo", 1e-5)):
             lm = open_causal_lm(options.model, dtype="float64")
             note(f"SGD, {loss}, float64", case(lm, probes, few, loss, lr=lr))
 

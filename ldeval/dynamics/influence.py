@@ -127,7 +127,7 @@ def exact_influence(
     Args:
         journal: keeps rows (or columns) as they finish, and gives those that are done.
     """
-    kept = journal or Journal(None, {})
+    kept = Journal(None, {}) if journal is None else journal
     total = _column(lm, requests, step.total(), "total", kept, tokens)
     columns = len(batch) + bool(step.history) + bool(step.decay)
     bar = tqdm(total=len(requests) * columns, disable=not progress, desc="influence")

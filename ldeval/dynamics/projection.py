@@ -113,7 +113,7 @@ def projected_influence(
         width: k.
         checked: examples, evenly spaced, that are held and computed exactly too.
     """
-    kept = journal or Journal(None, {})
+    kept = Journal(None, {}) if journal is None else journal
     projection = Projection(lm, step, width, seed)
     sketches = np.stack([_example(lm, e, loss, step, projection) for e in batch])
     places = np.unique(np.linspace(0, len(batch) - 1, checked).round().astype(int))

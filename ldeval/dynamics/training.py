@@ -184,6 +184,16 @@ def example_gradient(
     return said[0]
 
 
+def pulls_of(
+    example: TrainingExample, loss: Loss, log_probs: dict[str, float]
+) -> dict[str, float]:
+    """g of each response, from their log-probabilities."""
+    now = {
+        k: torch.tensor(value, dtype=torch.float64) for k, value in log_probs.items()
+    }
+    return {k: float(g) for k, g in _by_kind(loss.pulls(_scores(example, now))).items()}
+
+
 def _by_kind(pulls: Pulls) -> dict[str, Tensor]:
     """Pulls by response; SLiC's regularising response is chosen itself."""
     found = {"chosen": pulls.chosen, "rejected": pulls.rejected}
