@@ -20,13 +20,14 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+from probe_files import first_words
 
 from ldeval.bundled import bundled_probes
 from ldeval.dynamics.causal_lm import CausalLM, open_causal_lm
@@ -42,15 +43,6 @@ from ldeval.records import Prediction, Probe, ProbeResponse
 BATCH = 4
 FACTORS = (0.25, 1.0, 4.0, 16.0, 64.0)
 CASES = ("sft", "dpo", "double", "adamw")
-
-
-def cut(probe: Probe, words: int | None) -> Probe:
-    """The probe with only the first words of each response."""
-    responses = {
-        kind: replace(r, text=" ".join(r.text.split()[:words]))
-        for kind, r in probe.responses.items()
-    }
-    return probe if words is None else replace(probe, responses=responses)
 
 
 def responses_of(
@@ -175,7 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    probes = [cut(p, options.words) for p in read_probes(options.probes)]
+    probes = [first_words(p, options.words) for p in read_probes(options.probes)]
     found: dict[str, Any] = {}
 
     def note(name: str, result: tuple[Prediction, dict[str, Any]]) -> None:

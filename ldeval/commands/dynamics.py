@@ -120,7 +120,8 @@ def _setting(text: str) -> tuple[str, float]:
         ) from None
 
 
-def _bytes(text: str) -> int:
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as ``4GiB`` or ``500M``."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size, e.g. 4GiB or 500M")
@@ -241,7 +242,7 @@ def _influence_command(commands: Any) -> None:
     _add_probes(command)
     command.add_argument(
         "--memory",
-        type=_bytes,
+        type=parse_bytes,
         default=4 * 2**30,
         metavar="SIZE",
         help="gradients to hold at a time (4GiB); more is faster",
