@@ -88,6 +88,16 @@ from ldeval.records.scores import (
     Span,
     TokenScores,
 )
+from ldeval.records.theory import (
+    BigramOutcome,
+    BigramStudy,
+    DigitsStudy,
+    KernelSnapshot,
+    RateError,
+    ResidualPanel,
+    SqueezePanel,
+    StepPrediction,
+)
 from ldeval.records.versus import Decay, Scale, Versus, VersusPoint
 
 __all__ = [
@@ -106,6 +116,8 @@ __all__ = [
     "TOP_K",
     "VERDICT_NAMES",
     "Agreement",
+    "BigramOutcome",
+    "BigramStudy",
     "Checkpoint",
     "Claim",
     "Comparison",
@@ -113,6 +125,7 @@ __all__ = [
     "CrossInfluence",
     "CurvePoint",
     "Decay",
+    "DigitsStudy",
     "Distribution",
     "Estimate",
     "Excluded",
@@ -122,6 +135,7 @@ __all__ = [
     "InfluenceCell",
     "InfluenceTable",
     "IntArray",
+    "KernelSnapshot",
     "KindChange",
     "KindInfo",
     "KindQuality",
@@ -140,7 +154,9 @@ __all__ = [
     "ProbeResponse",
     "Pull",
     "QualityReport",
+    "RateError",
     "Region",
+    "ResidualPanel",
     "Response",
     "RicherBin",
     "RicherCurve",
@@ -153,7 +169,9 @@ __all__ = [
     "Span",
     "SpillOver",
     "Split",
+    "SqueezePanel",
     "State",
+    "StepPrediction",
     "Stratum",
     "TokenScores",
     "Trajectory",

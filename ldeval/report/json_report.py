@@ -96,9 +96,11 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and numpy numbers as what JSON knows."""
+    """Dataclasses, tuples, numpy's numbers and arrays as what JSON knows."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Estimate):
         return _estimate(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
