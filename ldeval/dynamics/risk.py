@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from rapidfuzz.distance import Levenshtein
@@ -129,14 +130,10 @@ def _risk(
     chosen, rejected = example.request("chosen"), example.request("rejected")
     assert chosen is not None
     assert rejected is not None
-    together = len(chosen.ids) + len(rejected.ids)
-    (one,) = sequences(lm, example.requests, tokens=together)
-    states, rows = hidden_and_logits(lm, one)
-    place = {example.requests[i].kind: at for at, i in enumerate(one.requests)}
-    h_chosen = states[one.owner == place["chosen"]]
-    h_rejected = states[one.owner == place["rejected"]]
+    places = _places(lm, example)
+    states, rows = places["chosen"].states, places["rejected"].logits
     share, excess = valley(
-        rows[one.owner == place["rejected"]],
+        rows,
         rejected.ids[rejected.start : rejected.stop],
         first_difference(chosen, rejected),
     )
@@ -144,10 +141,7 @@ def _risk(
     change = (math.nan, math.nan)
     if gradients:
         squares = gram(lm, chosen, rejected)
-        scores = {
-            kind: float(_sum(rows[one.owner == at], one.labels[one.owner == at]))
-            for kind, at in place.items()
-        }
+        scores = {kind: place.log_prob for kind, place in places.items()}
         pulls = pulls_of(example, wanted.loss, scores)
         change = (
             pulls["chosen"] * squares[0] + pulls["rejected"] * squares[1],
@@ -157,8 +151,8 @@ def _risk(
         example_id=example.example_id,
         n_chosen=chosen.n_tokens,
         n_rejected=rejected.n_tokens,
-        ches=ches(h_chosen.sum(0), h_rejected.sum(0)),
-        ches_normalised=ches(h_chosen.mean(0), h_rejected.mean(0)),
+        ches=ches(states.sum(0), places["rejected"].states.sum(0)),
+        ches_normalised=ches(states.mean(0), places["rejected"].states.mean(0)),
         edit_similarity=edit_similarity(chosen, rejected),
         valley=share,
         excess=excess,
@@ -168,6 +162,32 @@ def _risk(
         chosen_change=change[0],
         rejected_change=change[1],
     )
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a response's tokens are predicted."""
+
+    states: Tensor
+    """[n, H] the output layer's inputs."""
+    logits: Tensor
+    """[n, V]."""
+    log_prob: float
+    """Σ ln π, nats."""
+
+
+def _places(lm: CausalLM, example: TrainingExample) -> dict[str, _Places]:
+    """By response, from one pass, or one each for a model that takes no packs."""
+    found = {}
+    together = sum(len(r.ids) for r in example.requests)
+    for one in sequences(lm, example.requests, tokens=together):
+        states, rows = hidden_and_logits(lm, one)
+        every = rows.log_softmax(-1).gather(-1, one.labels[:, None])[:, 0]
+        for at, index in enumerate(one.requests):
+            own = one.owner == at
+            kind = example.requests[index].kind
+            found[kind] = _Places(states[own], rows[own], float(every[own].sum()))
+    return found
 
 
 def hidden_and_logits(lm: CausalLM, one: Pass) -> tuple[Tensor, Tensor]:
@@ -263,7 +283,3 @@ def _product(one: Tensor, other: Tensor) -> float:
     """In rows, so that float32 sums stay short."""
     rows = (one * other).reshape(-1, one.shape[-1]).sum(-1)
     return float(rows.double().sum())
-
-
-def _sum(rows: Tensor, labels: Tensor) -> Tensor:
-    return rows.log_softmax(-1).gather(-1, labels[:, None]).sum()

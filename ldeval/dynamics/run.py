@@ -140,6 +140,8 @@ def plan(lm: CausalLM, opening: Opening, wanted: StepSettings) -> Planned:
 
 def _reference(opening: Opening, wanted: StepSettings) -> CausalLM | None:
     """The reference model; after real steps it is the one before them."""
+    if wanted.objective.kinds() == ("chosen",):
+        return None
     if wanted.reference is not None:
         return replace(opening, model=wanted.reference, parameters=None).open()
     return replace(opening, parameters=None).open() if wanted.replayed else None

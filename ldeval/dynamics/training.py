@@ -179,8 +179,8 @@ def example_gradient(
         return -(weights.to(totals) * totals).sum()
 
     together = sum(len(r.ids) for r in example.requests)
-    (one,) = sequences(lm, example.requests, tokens=together)
-    gradient(lm, one, pulled, sink, names=names)
+    passes = list(sequences(lm, example.requests, tokens=together))
+    gradient(lm, passes, pulled, sink, names=names)
     return said[0]
 
 
@@ -247,27 +247,32 @@ def response_gradient(
         found.append(float(totals.detach().sum()))
         return totals.sum()
 
-    (one,) = sequences(lm, [request])
-    gradient(lm, one, whole, sink, names=names)
+    gradient(lm, list(sequences(lm, [request])), whole, sink, names=names)
     return found[0]
 
 
 def gradient(
     lm: CausalLM,
-    one: Pass,
+    passes: Sequence[Pass],
     scalar: Callable[[Tensor, Sequence[int]], Tensor],
     sink: Sink,
     *,
     names: Sequence[str] | None = None,
 ) -> None:
-    """The gradient of a function of one pass's log-probabilities.
+    """The gradient of a function of some passes' log-probabilities, in one backward.
 
     Args:
+        passes: one, or several for a model that takes no packs.
         scalar: from log-probabilities [R] and the indices of their responses to [].
         sink: given each parameter's gradient as soon as it is whole.
         names: parameters whose gradient is wanted; None for all that are trainable.
     """
-    backward(lm, lambda: scalar(log_probs(lm, one), one.requests), sink, names=names)
+    order = [index for one in passes for index in one.requests]
+
+    def value() -> Tensor:
+        return scalar(torch.cat([log_probs(lm, one) for one in passes]), order)
+
+    backward(lm, value, sink, names=names)
 
 
 def backward(

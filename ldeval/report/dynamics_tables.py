@@ -134,7 +134,7 @@ def influence_tables(found: InfluenceTable, *, top: int = 3) -> Iterator[Table]:
             found,
             _most_moved(found, rising, 2 * top),
             top,
-            "Which examples pushed this hallucination up",
+            "What pushed up text that no prompt asked for (hallucination, noise)",
         )
 
 

@@ -130,6 +130,13 @@ def test_every_loss_is_taken_apart_and_foretells_its_own_step(loss: str) -> None
     assert np.allclose(measured, parts.total, rtol=0.02, atol=1e-9)
 
 
+def test_a_model_that_takes_no_packs_is_taken_apart_too() -> None:
+    case = Case(tiny_lm("mistral_window"), examples=2)
+    parts = case.parts(case.plan("responses"))
+    assert parts.gap < 1e-9
+    assert len(list(sequences(case.lm, case.batch[0].requests))) == 2
+
+
 def test_only_what_is_trained_alone_would_move_alone() -> None:
     """With SGD the share of an example is the step on a batch of it alone."""
     lm = tiny_lm()

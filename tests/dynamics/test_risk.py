@@ -24,7 +24,7 @@ from ldeval.records import PairRisk, Response
 from tests.dynamics.tiny_lm import some_probes, tiny_lm
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral_window"])
 def test_every_score_is_its_definition(architecture: str) -> None:
     lm = tiny_lm(architecture)
     (pair,) = some_probes(1)
