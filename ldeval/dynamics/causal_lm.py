@@ -132,11 +132,11 @@ def open_causal_lm(
                 f"{path}: an adapter that does not say upon which base. Give it with "
                 "--base."
             )
-        model = _adapted(_plain_model(under, dtype), path)
-        lender = under
+        model, lenders = _adapted(_plain_model(under, dtype), path), (base, under)
     else:
-        model, lender = _plain_model(path, dtype), base or path
-    source = path if has_tokenizer(path) else lender
+        model, lenders = _plain_model(path, dtype), (base,)
+    known = [place for place in lenders if place and has_tokenizer(place)]
+    source = path if has_tokenizer(path) or not known else known[0]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     codec = tokenizer_codec(AutoTokenizer.from_pretrained(source), max_length=limit)
     return as_causal_lm(model, codec, path).narrowed(parameters)

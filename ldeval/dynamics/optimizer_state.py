@@ -24,6 +24,7 @@ Family = Literal["sgd", "rmsprop", "adam", "adamw"]
 FAMILIES: tuple[Family, ...] = ("sgd", "rmsprop", "adam", "adamw")
 
 _UNSUPPORTED = ("amsgrad", "nesterov", "centered", "maximize")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "square_avg", "momentum_buffer")
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,11 @@ def _named(
                 if which == "step":
                     steps.add(int(value))
                 elif isinstance(value, Tensor):
+                    if which not in _MOMENTS:
+                        raise TheoryError(
+                            f"{place}: remembers {which!r}, which no optimizer that is "
+                            f"computed here does. Valid: {', '.join(FAMILIES)}."
+                        )
                     _check_shape(value, lm.trainable[name], name, place)
                     moments.setdefault(which, {})[name] = value
     if len(steps) > 1:
@@ -179,7 +185,8 @@ def _family(group: Mapping[str, Any], place: str) -> Family:
     asked = [name for name in _UNSUPPORTED if group.get(name)]
     if asked:
         raise TheoryError(f"{place}: {asked[0]} is not computed here.")
-    if "betas" in group:
+    # NAdam, RAdam, Adamax and Lion have betas too, and no amsgrad to turn on
+    if "betas" in group and "amsgrad" in group:
         return "adamw" if group.get("decoupled_weight_decay", True) else "adam"
     if "alpha" in group:
         return "rmsprop"

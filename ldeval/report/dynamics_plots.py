@@ -104,8 +104,8 @@ def influence_figure(found: InfluenceTable) -> Figure:
     order = np.argsort(-size, kind="stable")[:SHOWN_EXAMPLES]
     cells = np.stack([found.influence[own == k][:, order].mean(axis=0) for k in kinds])
     reach = float(np.abs(cells).max()) or 1.0
-    figure = new_figure(12.0, 2.4 + 0.3 * len(kinds))
-    axes = figure.add_axes((0.14, 0.3, 0.74, 0.52))
+    figure = new_figure(12.0, 1.8 + 0.3 * len(kinds))
+    axes = figure.add_axes((0.14, 0.2, 0.74, 0.68))
     drawn = axes.imshow(cells, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
     axes.set_yticks(range(len(kinds)), kinds, fontsize=FONT - 1)
     names = [for_figure(found.examples[i], 18) for i in order]
@@ -116,6 +116,6 @@ def influence_figure(found: InfluenceTable) -> Figure:
         loc="left",
         color=INK,
     )
-    bar = figure.colorbar(drawn, cax=figure.add_axes((0.9, 0.3, 0.012, 0.52)))
+    bar = figure.colorbar(drawn, cax=figure.add_axes((0.9, 0.2, 0.012, 0.68)))
     bar.ax.tick_params(labelsize=FONT - 2)
     return figure

@@ -134,7 +134,7 @@ def test_influence_tells_who_moved_what(
 def test_a_killed_influence_goes_on_where_it_stopped(
     place: Path, tmp_path: Path
 ) -> None:
-    options = step_of(place, "--lr", "1e-4", "--memory", "300K", "-o", str(tmp_path))
+    options = step_of(place, "--lr", "1e-4", "-o", str(tmp_path))
     command = [sys.executable, "-m", "ldeval.cli", "-q", "influence", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

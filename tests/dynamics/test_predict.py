@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from ldeval.dynamics.predict import (
     measured_changes,
     prediction,
 )
-from ldeval.dynamics.sequences import scored, sequences
+from ldeval.dynamics.sequences import encode, scored, sequences
 from ldeval.dynamics.training import objective, response_gradient, training_batch
 from ldeval.dynamics.update import Step, moved, plan_step, replay, torch_optimizer
 from ldeval.errors import MismatchError, TheoryError
+from ldeval.probes import import_reference
 from ldeval.records import ProbeResponse
 from tests.dynamics.tiny_lm import probe_requests, some_probes, tiny_lm
 from tests.tiny import PACKED
@@ -76,6 +78,24 @@ def test_a_model_that_takes_no_packs_goes_one_response_at_a_time() -> None:
     lm = tiny_lm("mistral_window")
     requests = probe_requests(lm, 1)
     assert len(list(sequences(lm, requests))) == len(requests)
+
+
+def test_real_responses_go_through_and_those_that_do_not_fit_are_listed(
+    hh_probes: Path,
+) -> None:
+    probes, _ = import_reference(hh_probes)
+    lm = tiny_lm("llama_tied")
+    some = probes.probes[:12]
+    requests, excluded = encode(lm, some)
+    assert len(requests) + len(excluded) == sum(len(p.responses) for p in some)
+    assert requests
+    assert excluded
+    assert all("the model takes 256" in item.reason for item in excluded)
+    few = requests[:12]
+    moved_by = directional(lm, few, planned(lm, lr=1e-5).total())
+    before = scored(lm, few).numpy()
+    change = measured_changes(lm, few, planned(lm, lr=1e-5).total(), [1.0], before)
+    assert np.allclose(change[0], moved_by, rtol=0.05, atol=1e-9)
 
 
 # -------------------------------------------------------------------------- first order
