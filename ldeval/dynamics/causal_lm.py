@@ -132,9 +132,9 @@ def open_causal_lm(
                 f"{path}: an adapter that does not say upon which base. Give it with "
                 "--base."
             )
-        model, lenders = _adapted(_plain_model(under, dtype), path), (base, under)
+        model, lenders = _adapted(_plain_model(under, dtype), path), [base, under]
     else:
-        model, lenders = _plain_model(path, dtype), (base,)
+        model, lenders = _plain_model(path, dtype), [base]
     known = [place for place in lenders if place and has_tokenizer(place)]
     source = path if has_tokenizer(path) or not known else known[0]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
