@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
+from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.probes import add_probes_commands, check
 from ldeval.commands.results import add_results_commands
 from ldeval.commands.theory import add_theory_commands
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add_probes_commands(commands)
     _sweep_command(commands)
     add_results_commands(commands)
+    add_dynamics_commands(commands)
     add_theory_commands(commands)
     command = _add(commands, "ls", _ls, "list the runs of a store and their steps")
     command.add_argument("store", type=Path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ldeval.errors import ProbeError
 from ldeval.probes import ProbeSet, import_reference, read_probes
+from ldeval.records import Probe
 
 
 def load(path: Path, limit: int, *, full: bool = False) -> ProbeSet:
@@ -21,3 +23,14 @@ def load(path: Path, limit: int, *, full: bool = False) -> ProbeSet:
         probes, _ = import_reference(path)
     kept = [p for p in probes if not full or len(p.responses) == 12]
     return ProbeSet(tuple(kept[:limit]))
+
+
+def first_words(probe: Probe, words: int | None) -> Probe:
+    """The probe with only the first words of each response; None keeps all."""
+    if words is None:
+        return probe
+    responses = {
+        kind: replace(r, text=" ".join(r.text.split()[:words]))
+        for kind, r in probe.responses.items()
+    }
+    return replace(probe, responses=responses)

@@ -21,6 +21,16 @@ from ldeval.records.comparison import (
     Stratum,
     Verdict,
 )
+from ldeval.records.dynamics import (
+    DYNAMICS_VERSION,
+    Agreement,
+    InfluenceTable,
+    PairRisk,
+    Prediction,
+    ProbeResponse,
+    RiskCheck,
+    RiskReport,
+)
 from ldeval.records.estimate import Estimate
 from ldeval.records.kinds import (
     KIND_BY_NAME,
@@ -92,6 +102,7 @@ from ldeval.records.versus import Decay, Scale, Versus, VersusPoint
 
 __all__ = [
     "DISTANCE_BINS",
+    "DYNAMICS_VERSION",
     "KINDS",
     "KIND_BY_NAME",
     "KIND_GROUPS",
@@ -104,6 +115,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "TOP_K",
     "VERDICT_NAMES",
+    "Agreement",
     "BigramOutcome",
     "BigramStudy",
     "Checkpoint",
@@ -121,6 +133,7 @@ __all__ = [
     "FloatArray",
     "Flow",
     "InfluenceCell",
+    "InfluenceTable",
     "IntArray",
     "KernelSnapshot",
     "KindChange",
@@ -135,7 +148,10 @@ __all__ = [
     "Message",
     "NoiseFloor",
     "PairComparison",
+    "PairRisk",
+    "Prediction",
     "Probe",
+    "ProbeResponse",
     "Pull",
     "QualityReport",
     "RateError",
@@ -144,6 +160,8 @@ __all__ = [
     "Response",
     "RicherBin",
     "RicherCurve",
+    "RiskCheck",
+    "RiskReport",
     "Scale",
     "ScoreSource",
     "ScoreTable",
