@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -191,8 +191,7 @@ def weights_hash(folder: str | Path) -> str:
             if path not in handles:
                 handles[path] = path.open("rb")
             handle = handles[path]
-            shape = ",".join(map(str, entry["shape"]))
-            digest.update(f"{name} {entry['dtype']} {shape}\n".encode())
+            digest.update(tensor_header(name, entry["dtype"], entry["shape"]))
             start, stop = entry["data_offsets"]
             handle.seek(data_start + start)
             _update(digest, handle, stop - start)
@@ -200,6 +199,15 @@ def weights_hash(folder: str | Path) -> str:
         for handle in handles.values():
             handle.close()
     return digest.hexdigest()
+
+
+def tensor_header(name: str, dtype: str, shape: Sequence[int]) -> bytes:
+    """What stands before a tensor's content where weights are hashed.
+
+    Args:
+        dtype: as safetensors calls it, e.g. ``F32``.
+    """
+    return f"{name} {dtype} {','.join(map(str, shape))}\n".encode()
 
 
 def _update(digest: Any, handle: BinaryIO, length: int) -> None:
