@@ -13,7 +13,7 @@ ldeval still handles it sensibly::
     ├── ScoringError (RuntimeError)        a backend could not give a trustworthy score
     │   ├── KnownAnswerError               scores differ from an independent computation
     │   └── UnsupportedBackendError        a setting or model not scored exactly
-    ├── TrainedRecordError (ValueError)    what was trained when is not or cannot be known
+    ├── TrainedRecordError (ValueError)    it cannot be told what was trained when
     ├── EndpointError (ConnectionError)    a rephrasing endpoint cannot be used
     └── MissingExtraError (ImportError)    an optional package is not installed
 

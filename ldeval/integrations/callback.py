@@ -2,7 +2,8 @@
 
     from ldeval import ProbeCallback
 
-    trainer = DPOTrainer(..., callbacks=[ProbeCallback("probes.jsonl", "store", every=10)])
+    probing = ProbeCallback("probes.jsonl", "store", every=10)
+    trainer = DPOTrainer(..., callbacks=[probing])
 
 Every N steps the probes are scored with the model in memory, and stored as a sweep
 would store them. Training is not disturbed: with and without the callback its
@@ -215,8 +216,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         step = state.global_step
         place = str(Path(args.output_dir) / f"checkpoint-{step}")
         try:
-            self._run.score(model, objects["processing_class"], step, place)
-            self.scored.append(step)
+            if self._run.score(model, objects["processing_class"], step, place):
+                self.scored.append(step)
             copy_records(Path(args.output_dir), self._run.folder)
             self.comparison = self._run.compare() if self._verdicts else None
         finally:

@@ -1,8 +1,8 @@
 """The scores of a run while it trains: into the same store as a sweep's.
 
-Apart from the callback, which knows of a trainer's events; here is what a sweep does for
-checkpoints on disk (the first one as reference, a noise floor, the settings in every
-manifest), done for a model in memory.
+Apart from the callback, which knows of a trainer's events; here is what a sweep does
+for checkpoints on disk (the first one as reference, a noise floor, the settings in
+every manifest), done for a model in memory.
 """
 
 from __future__ import annotations

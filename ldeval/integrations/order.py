@@ -1,9 +1,9 @@
 """Which examples a finished run trained on when, computed again from its settings.
 
-Apart from the recorder, which sees the batches themselves. A random sampler with a seed
-draws the same order again, so that the order of a finished run can be told where nothing
-else decided it: one process, one example a row, no grouping by length, no stream. Where
-something else did, this refuses and says what.
+Apart from the recorder, which sees the batches themselves. A random sampler with a
+seed draws the same order again, so that the order of a finished run can be told where
+nothing else decided it: one process, one example a row, no grouping by length, no
+stream. Where something else did, this refuses and says what.
 
 The trainer's own state beside the checkpoints is held against the settings: its batch
 size, its steps, and the epoch that it logged at each step, which tells the number of
@@ -166,7 +166,7 @@ def _epoch_order(settings: OrderSettings, examples: int, epoch: int) -> list[int
     return list(sampler)
 
 
-# ---------------------------------------------------------------- what the run itself says
+# ------------------------------------------------------------- what the run itself says
 
 
 def _trainer_state(run: Path) -> Mapping[str, Any]:
