@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import torch
 from datasets import Dataset
@@ -35,9 +34,9 @@ import ldeval
 from ldeval import ProbeCallback, record_examples
 from ldeval.bundled import bundled_probes
 from ldeval.probes import ProbeSet, read_probes, write_probes
-from ldeval.records import Probe
 from ldeval.report import write_report
 
+ROOT = Path(__file__).resolve().parent.parent
 IDS = "probe_id"
 
 
@@ -244,7 +243,9 @@ def main() -> None:
     if options.model:
         recipe = replace(recipe, model=options.model)
     if options.steps:
-        recipe = replace(recipe, stages=tuple(_short(s, options.steps) for s in recipe.stages))
+        recipe = replace(
+            recipe, stages=tuple(_short(s, options.steps) for s in recipe.stages)
+        )
     output = options.output or ROOT / "demo" / options.recipe.stem
     print(f"report: {run_recipe(recipe, output)}")
 

@@ -149,7 +149,7 @@ def refusal(folder: Path) -> CheckpointError:
 def complete(checkpoint: Path, base: Path) -> None:
     """What a refusal asks for beside the command."""
     for path in base.iterdir():
-        if path.suffix == ".json":
+        if path.suffix != ".safetensors":
             shutil.copy(path, checkpoint / path.name)
 
 

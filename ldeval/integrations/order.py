@@ -40,6 +40,8 @@ class OrderSettings:
     """Whether the sampler was random; otherwise the order is that of the data."""
     drop_last: bool = False
     """Whether an epoch's last, smaller batch is left out."""
+    examples: int | None = None
+    """Rows of the training data, where they are known."""
 
     @classmethod
     def of(cls, trainer: Any) -> OrderSettings:
@@ -61,6 +63,7 @@ class OrderSettings:
             seed=args.seed if args.data_seed is None else args.data_seed,
             shuffled=_sampler(trainer) != "SequentialSampler",
             drop_last=args.dataloader_drop_last,
+            examples=len(trainer.train_dataset),
         )
 
 
@@ -189,6 +192,10 @@ def _check_state(
     Raises:
         TrainedRecordError: naming both values.
     """
+    if settings.examples not in (None, examples):
+        raise TrainedRecordError(
+            f"{examples} ids were given for {settings.examples} rows of training data"
+        )
     batch = state.get("train_batch_size")
     if batch is not None and batch != settings.batch:
         raise TrainedRecordError(

@@ -248,7 +248,7 @@ def live_weights(model: Any) -> LiveWeights:
         digest.update(tensor_header(name, dtype, tuple(tensor.shape)))
         # one tensor at a time: no copy of the model is made
         flat = tensor.contiguous().cpu().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().data)
         sizes[dtype] = sizes.get(dtype, 0) + flat.numel() * flat.element_size()
     return LiveWeights(digest.hexdigest(), max(sizes, key=lambda name: sizes[name]))
 
@@ -266,7 +266,19 @@ def _saved_state(model: Any) -> dict[str, torch.Tensor]:
     }
     for name in _tied(model, state):
         del state[name]
-    return state
+    return _as_named_on_disk(model, state)
+
+
+def _as_named_on_disk(
+    model: Any, state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Since its version 5 transformers names and splits some weights in memory in
+    another way than in the files that it writes."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return state
+    return dict(revert_weight_conversion(model, state))
 
 
 def _tied(model: Any, state: dict[str, torch.Tensor]) -> list[str]:

@@ -235,7 +235,7 @@ def test_a_step_counts_once_every_process_has_written_it(tmp_path: Path) -> None
         '{"step": 2, "examples": ["b"], "world": 2}\n',
     ]
     (folder / "rank_00000.jsonl").write_text("".join(lines))
-    (folder / "rank_00001.jsonl").write_text(lines[0].replace("a", "c"))
+    (folder / "rank_00001.jsonl").write_text(lines[0].replace('"a"', '"c"'))
     assert merge_records(tmp_path) == 1
     assert read_trained(tmp_path) == {1: frozenset("ac")}
 
@@ -258,7 +258,7 @@ def test_diff_reads_who_was_trained_between_two_live_scorings(
     }
     comparison = ldeval.diff(tmp_path / "store" / "run")
     (trained,) = [c for c in comparison.cross if c.split == "trained"]
-    assert {spill.kind for spill in trained.spill_over} >= {"chosen", "rejected"}
+    assert {spill.kind for spill in trained.spill} >= {"chosen", "rejected"}
 
 
 # ----------------------------------------------------------------------------- refusals
@@ -311,8 +311,11 @@ def test_settings_that_the_trainers_own_state_contradicts_are_refused(
         recompute_examples(output, ids, OrderSettings(batch=4))
     with pytest.raises(TrainedRecordError, match="another accumulation"):
         recompute_examples(output, ids, OrderSettings(batch=2))
-    with pytest.raises(TrainedRecordError, match="11 examples"):
-        recompute_examples(output, ids[:-1], right)
+    with pytest.raises(TrainedRecordError, match="with 8 examples"):
+        recompute_examples(output, ids[:8], right)
+    like = trainer(model, tmp_path / "x", pairs, gradient_accumulation_steps=2)
+    with pytest.raises(TrainedRecordError, match="11 ids were given for 12 rows"):
+        recompute_examples(output, ids[:-1], like)
 
 
 def test_ids_that_cannot_be_matched_to_rows_are_refused(

@@ -138,8 +138,9 @@ def test_gradients_that_wait_for_a_step_are_kept(tokenizer: Any) -> None:
 def test_a_failure_inside_leaves_the_model_as_it_was(tokenizer: Any) -> None:
     model = tiny_model("llama", len(tokenizer))
     model.train()
-    with pytest.raises(TypeError), undisturbed(model.eval()):
-        model(input_ids="no ids")
+    lm = LiveModel(model, tokenizer)
+    with pytest.raises(TypeError), undisturbed(model):
+        lm.model.eval()(input_ids="no ids")
     assert all(module.training for module in model.modules())
 
 
@@ -166,11 +167,14 @@ def test_mixed_precision_training_is_scored_in_the_weights_own(
     tmp_path: Path, tokenizer: Any
 ) -> None:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(True)  # another test's precision
     folder = save_tiny(tmp_path / "m", tokenizer=tokenizer)
     model = open_hf(folder).model
     expected = scores(open_hf(folder))
     prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    AcceleratorState._reset_state(True)
     forward = prepared.forward
     with undisturbed(prepared):
         prepared.eval()
