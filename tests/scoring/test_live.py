@@ -169,10 +169,10 @@ def test_mixed_precision_training_is_scored_in_the_weights_own(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(True)  # another test's precision
     folder = save_tiny(tmp_path / "m", tokenizer=tokenizer)
     model = open_hf(folder).model
     expected = scores(open_hf(folder))
+    AcceleratorState._reset_state(True)  # of the models opened above
     prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
     AcceleratorState._reset_state(True)
     forward = prepared.forward
