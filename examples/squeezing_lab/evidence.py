@@ -202,33 +202,32 @@ def answer(found: Evidence) -> str:
     for scale, claims in found.claims.items():
         holds = sum(claim.state == "holds" for claim in claims)
         fails = sum(claim.state == "does_not_hold" for claim in claims)
-        parts = {
-            p.quantity: p
-            for p in found.parts
-            if (p.scale, p.split) == (scale, "trained")
-        }
         over = [
-            f"the {name} {_direction(parts[name], slower)}"
-            for name, slower in (("others", 1.0), ("argmax", -1.0))
-            if name in parts
+            _over_seeds(part)
+            for part in found.parts
+            if (part.scale, part.split) == (scale, "trained")
         ]
         sentences.append(
             f"At equal {scale}: E1 holds in {holds} of {len(claims)} seeds and does "
-            f"not in {fails}; over seeds {' and '.join(over)}."
+            f"not in {fails}; over seeds {'; '.join(over)}."
         )
     return " ".join(sentences)
 
 
-def _direction(part: Part, slower: float) -> str:
+def _over_seeds(part: Part) -> str:
+    """Which arm's path is the flatter one: the others fall, the argmax rises."""
+    moves, sign = {"others": ("others fall", 1.0), "argmax": ("argmax rises", -1.0)}[
+        part.quantity
+    ]
     estimate = part.seeds
     if estimate is None:
-        return "cannot be told from one seed"
+        return f"how the {moves} cannot be told from one seed"
     if not math.isfinite(estimate.low):
-        return f"cannot be told ({estimate.reason})"
-    ends = sorted((slower * estimate.low, slower * estimate.high))
-    if ends[0] > 0:
-        return "move more slowly after extend"
-    return "move faster after extend" if ends[1] < 0 else "are unclear"
+        return f"how the {moves} cannot be told ({estimate.reason})"
+    low, high = sorted((sign * estimate.low, sign * estimate.high))
+    if low > 0:
+        return f"the {moves} less after extend"
+    return f"the {moves} {'more after extend' if high < 0 else 'alike, or unclear'}"
 
 
 def _interval(estimate: Estimate) -> str:
