@@ -66,9 +66,10 @@ def trained(options: argparse.Namespace, output: Path, probing: Any) -> dict[str
     run = trainer(options, output, [] if probing is None else [probing])
     if probing is not None:
         record_examples(run, "probe_id")
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     run.train()
     seconds = time.perf_counter() - started
+    processor = time.process_time() - busy
     if probing is not None:
         record = (output / "trained.jsonl").read_text().splitlines()
         kept = {r["step"]: tuple(r["examples"]) for r in map(json.loads, record)}
@@ -78,7 +79,12 @@ def trained(options: argparse.Namespace, output: Path, probing: Any) -> dict[str
     last = output / f"checkpoint-{options.steps}"
     del run
     gc.collect()
-    return {"losses": losses, "seconds": seconds, "weights": weights_hash(last)}
+    return {
+        "losses": losses,
+        "seconds": seconds,
+        "processor": processor,
+        "weights": weights_hash(last),
+    }
 
 
 def worst_gap(live: Path, swept: Path) -> float:
@@ -137,6 +143,10 @@ def main() -> int:
     )
     print(f"losses and weights identical: {same}")
     spent = probing.overhead.spent
+    print(
+        f"processor time: {without['processor']:.1f} s without, "
+        f"{probed['processor']:.1f} s with"
+    )
     print(
         f"{without['seconds']:.1f} s without, {probed['seconds']:.1f} s with; the "
         f"callback counts {spent:.1f} s in {len(probing.scored)} scorings "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from ldeval.checkpoints import (
     check_weights,
     describe_checkpoint,
+    stored_dtype,
     weight_files,
     weights_hash,
 )
@@ -33,7 +34,13 @@ from ldeval.records import (
     Manifest,
     Span,
 )
-from ldeval.scoring.live import LiveModel, live_weights, undisturbed
+from ldeval.scoring.live import (
+    LiveModel,
+    LiveWeights,
+    is_untrained_adapter,
+    live_weights,
+    undisturbed,
+)
 from ldeval.scoring.noise import measure_noise
 from ldeval.scoring.score import Key, Scored, score_probes
 from ldeval.scoring.tables import (
@@ -166,7 +173,7 @@ class LiveRun:
         """
         settings = self.settings
         started = time.monotonic()
-        weights = live_weights(model)
+        weights = self._weights(model, step)
         folder = step_folder(settings.store, settings.run, step)
         if _is_stored(folder, weights.digest):
             return False
@@ -206,6 +213,13 @@ class LiveRun:
             self._floors.add((floor.backend, floor.dtype))
         return True
 
+    def _weights(self, model: Any, step: int) -> LiveWeights:
+        folder = _origin_folder(model) if step == 0 else None
+        if folder is None or not is_untrained_adapter(model):
+            return live_weights(model)
+        # a new adapter changes nothing: these are scores of its base, as in a sweep
+        return LiveWeights(weights_hash(folder), stored_dtype(folder))
+
     @property
     def _options(self) -> dict[str, Any]:
         return {
@@ -229,14 +243,13 @@ class LiveRun:
         backend = scored.backend
         if (backend.name, backend.dtype) in self._floors:
             return None
-        # before the first step the folder that training started from holds these
-        # weights, so that low precision can be compared with float32
-        folder = str(_origin_folder(model) or "") if step == 0 else ""
+        folder = _origin_folder(model) if step == 0 else None
         return measure_noise(
             lm,
             self.settings.probes.probes,
             scored,
-            Checkpoint(folder, step),
+            # before the first step, the folder that was loaded holds these weights
+            None if folder is None else Checkpoint(str(folder), step),
             self._options,
         )
 
@@ -288,5 +301,5 @@ def _origin_weights(given: str | None, model: Any) -> str | None:
     folder = _origin_folder(model) if given is None else Path(given)
     if folder is None:
         return None
-    check_weights(replace(describe_checkpoint(folder, 0)))
+    check_weights(describe_checkpoint(folder, 0))
     return weights_hash(folder)

@@ -232,7 +232,7 @@ class LiveWeights:
 
     digest: str
     """As :func:`ldeval.checkpoints.weights_hash` of that checkpoint."""
-    dtype: str
+    dtype: str | None
     """The type that most bytes have."""
 
 
@@ -251,6 +251,19 @@ def live_weights(model: Any) -> LiveWeights:
         digest.update(flat.view(torch.uint8).numpy().data)
         sizes[dtype] = sizes.get(dtype, 0) + flat.numel() * flat.element_size()
     return LiveWeights(digest.hexdigest(), max(sizes, key=lambda name: sizes[name]))
+
+
+def is_untrained_adapter(model: Any) -> bool:
+    """Whether a LoRA adapter still adds nothing, as it begins: its second factors are
+    zero. Other adapters, and other beginnings, are not told."""
+    if not getattr(model, "peft_config", None):
+        return False
+    factors = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if "lora_B" in name or "lora_embedding" in name
+    ]
+    return bool(factors) and not any(bool(factor.any()) for factor in factors)
 
 
 def _saved_state(model: Any) -> dict[str, torch.Tensor]:
