@@ -18,6 +18,7 @@ from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
 from ldeval.commands.probes import add_probes_commands, check
 from ldeval.commands.results import add_results_commands
+from ldeval.commands.training import add_training_commands
 from ldeval.errors import LdevalError, MismatchError
 from ldeval.records import OBJECTIVES
 
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add_probes_commands(commands)
     _sweep_command(commands)
     add_results_commands(commands)
+    add_training_commands(commands)
     command = _add(commands, "ls", _ls, "list the runs of a store and their steps")
     command.add_argument("store", type=Path)
     command = _add(commands, "validate", _validate, "check a probe file or a store")

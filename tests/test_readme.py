@@ -100,7 +100,7 @@ def test_every_command_is_in_the_reference() -> None:
     table = README[README.index("## Command line") :]
     for name in (
         *("sweep", "ls", "diff", "report", "compare", "import"),
-        *("validate", "tasks", "doctor"),
+        *("validate", "trained", "tasks", "doctor"),
     ):
         assert f"`ldeval {name}" in table
     assert "`ldeval probes check" in table

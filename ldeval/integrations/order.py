@@ -184,6 +184,21 @@ def _trainer_state(run: Path) -> Mapping[str, Any]:
     return record
 
 
+def recorded_batch(run: str | Path) -> int:
+    """Examples in a batch, as the trainer wrote it down.
+
+    Raises:
+        TrainedRecordError: it did not.
+    """
+    batch = _trainer_state(Path(run)).get("train_batch_size")
+    if not isinstance(batch, int):
+        raise TrainedRecordError(
+            f"{run}: its trainer_state.json names no train_batch_size. Give it "
+            "(--batch)."
+        )
+    return batch
+
+
 def _check_state(
     state: Mapping[str, Any], settings: OrderSettings, examples: int, run: Path
 ) -> None:

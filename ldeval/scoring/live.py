@@ -171,8 +171,9 @@ def random_states(model: torch.nn.Module) -> Iterator[None]:
     """Python's, numpy's and torch's random states, put back at the end."""
     python, numpy_state = random.getstate(), np.random.get_state()
     device = next(model.parameters()).device
-    kind = device.type if device.type not in ("cpu", "meta") else "cuda"
-    devices = [] if device.type in ("cpu", "meta") else [device]
+    # torch forks the states of devices that can be told apart
+    apart = device.type not in ("cpu", "meta", "mps")
+    devices, kind = ([device], device.type) if apart else ([], "cuda")
     try:
         with torch.random.fork_rng(devices=devices, device_type=kind):
             yield

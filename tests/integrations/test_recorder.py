@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 import ldeval
 from ldeval import ProbeCallback, recompute_examples, record_examples
+from ldeval.cli import main
 from ldeval.errors import TrainedRecordError
 from ldeval.integrations.order import OrderSettings, example_order
 from ldeval.integrations.recorder import decoded_ids, encoded_ids, merge_records
@@ -316,6 +317,27 @@ def test_settings_that_the_trainers_own_state_contradicts_are_refused(
     like = trainer(model, tmp_path / "x", pairs, gradient_accumulation_steps=2)
     with pytest.raises(TrainedRecordError, match="11 ids were given for 12 rows"):
         recompute_examples(output, ids[:-1], like)
+
+
+def test_the_command_computes_the_order_of_a_finished_run_again(
+    model: Path, pairs: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, data = tmp_path / "run", tmp_path / "data.jsonl"
+    run = trainer(model, output, pairs, seed=9, gradient_accumulation_steps=2)
+    record_examples(run, IDS)
+    run.train()
+    kept = recorded(output)
+    pairs.to_json(str(data))
+    command = ["trained", str(output), "--data", str(data), "--seed", "9"]
+    assert main([*command, "--accumulation", "2"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    (output / "trained.jsonl").unlink()
+    assert main(command) == 2
+    assert "another accumulation" in capsys.readouterr().err
+    assert main([*command, "--accumulation", "2", "--id-field", "uid"]) == 2
+    assert "data.jsonl:1: no field 'uid'" in capsys.readouterr().err
+    assert main([*command, "--accumulation", "2"]) == 0
+    assert recorded(output) == kept
 
 
 def test_ids_that_cannot_be_matched_to_rows_are_refused(
