@@ -46,6 +46,7 @@ def callback(store: Path, **changes: Any) -> ProbeCallback:
         "apply_chat_template": True,
         "limit": (4, 2),
         "objective": "dpo",
+        "verdicts": False,
         **changes,
     }
     return ProbeCallback(PROBES, store, **settings)
@@ -75,7 +76,10 @@ def test_training_is_the_same_to_the_last_bit(
     if stage == "dpo":
         settings["disable_dropout"] = False
     runs = []
-    for name, probing in [("without", []), ("with", [callback(tmp_path / "store")])]:
+    for name, probing in [
+        ("without", []),
+        ("with", [callback(tmp_path / "store", verdicts=True)]),
+    ]:
         run = trainer(
             model, tmp_path / name, data, stage, callbacks=probing, **settings
         )
@@ -164,7 +168,7 @@ def test_curves_verdicts_and_cost_reach_every_reporter(
         model,
         tmp_path / "run",
         pairs,
-        callbacks=[reporter, callback(tmp_path / "store")],
+        callbacks=[reporter, callback(tmp_path / "store", verdicts=True)],
         report_to=["tensorboard"],
         save_strategy="no",
     )
