@@ -21,11 +21,44 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from ldeval.integrations.callback import ProbeCallback
+    from ldeval.integrations.order import recompute_examples
+    from ldeval.integrations.recorder import record_examples
     from ldeval.probes import ProbeSet
     from ldeval.records import Comparison, ScoreTable
 
-__all__ = ["LdevalError", "__version__", "diff", "load_run", "score"]
+__all__ = [
+    "LdevalError",
+    "ProbeCallback",
+    "__version__",
+    "diff",
+    "load_run",
+    "recompute_examples",
+    "record_examples",
+    "score",
+]
 __version__ = version("ldeval")
+
+_IN_TRAINING = {
+    "ProbeCallback": "ldeval.integrations.callback",
+    "recompute_examples": "ldeval.integrations.order",
+    "record_examples": "ldeval.integrations.recorder",
+}
+"""What needs a trainer's packages, by the module that holds it."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is for trainers when it is asked for (PEP 562)."""
+    if name not in _IN_TRAINING:
+        raise AttributeError(f"module 'ldeval' has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(_IN_TRAINING[name]), name)
+    except ImportError as error:
+        from ldeval.errors import MissingExtraError
+
+        raise MissingExtraError(error.name or "transformers", "train") from error
 
 
 def score(

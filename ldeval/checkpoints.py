@@ -1,7 +1,17 @@
 """Find the checkpoints of a run, order them by step, and look at their weight files.
 
+One layout is read, which transformers' trainer writes and with it TRL, axolotl and
+LLaMA-Factory::
+
+    <run>/
+        checkpoint-120/      full weights, in one file or shards with an index,
+        checkpoint-240/      or an adapter
+        model.safetensors    what training ended with; trainer_state.json beside it
+                             says at which step
+
 Only safetensors are ever read: a pickled checkpoint runs code when it is loaded. A
-checkpoint that cannot be used is reported with its reason, never passed over.
+checkpoint that cannot be used is reported with its reason, never passed over; what
+other layouts need is in :mod:`foreign_layouts`.
 """
 
 from __future__ import annotations
@@ -9,12 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldeval.errors import CheckpointError, MissingExtraError
+from ldeval.foreign_layouts import conversion, foreign_steps
 from ldeval.records import Checkpoint
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -32,12 +43,14 @@ class BrokenCheckpoint:
 
 
 def find_checkpoints(run: str | Path) -> list[Checkpoint]:
-    """The ``checkpoint-N`` folders of a run, by step.
+    """The ``checkpoint-N`` folders of a run, by step; last what training ended with, if
+    it was saved in the run's own folder at a later step.
 
     Folders are not opened: whether the weights can be read shows when they are.
 
     Raises:
-        CheckpointError: when the folder is missing or holds no checkpoints.
+        CheckpointError: when the folder is missing or holds no checkpoints; where they
+            are of another layout, it names the command that converts them.
     """
     folder = Path(run)
     if not folder.is_dir():
@@ -47,12 +60,37 @@ def find_checkpoints(run: str | Path) -> list[Checkpoint]:
         for path in folder.iterdir()
         if path.is_dir() and (match := _CHECKPOINT.fullmatch(path.name))
     )
+    end = _end_of_training(folder)
+    if end is not None and (not found or end > found[-1][0]):
+        found.append((end, folder))
     if not found:
-        raise CheckpointError(
-            f"{folder}: no checkpoint-N folders in it. Give the run's output_dir, and "
-            "save checkpoints while training (save_strategy='steps')."
-        )
+        raise _no_checkpoints(folder)
     return [describe_checkpoint(path, step) for step, path in found]
+
+
+def _end_of_training(folder: Path) -> int | None:
+    """The step of the weights in a run's own folder; None where it is not told."""
+    state = folder / "trainer_state.json"
+    if not state.is_file() or not weight_files(folder):
+        return None
+    step = _read_json(state).get("global_step")
+    return step if isinstance(step, int) and step > 0 else None
+
+
+def _no_checkpoints(folder: Path) -> CheckpointError:
+    foreign = list(foreign_steps(folder))
+    if foreign:
+        step, path = foreign[0]
+        more = f" (and {len(foreign) - 1} more like it)" if len(foreign) > 1 else ""
+        target = folder / f"checkpoint-{step}"
+        return CheckpointError(f"{path}{more} holds {conversion(path, target)}")
+    found = conversion(folder)
+    if found is not None:
+        return CheckpointError(f"{folder} holds {found}")
+    return CheckpointError(
+        f"{folder}: no checkpoint-N folders in it. Give the run's output_dir, and "
+        "save checkpoints while training (save_strategy='steps')."
+    )
 
 
 def describe_checkpoint(path: str | Path, step: int) -> Checkpoint:
@@ -134,6 +172,9 @@ def check_weights(checkpoint: Checkpoint) -> None:
 
 
 def _no_weights(folder: Path) -> CheckpointError:
+    foreign = conversion(folder)
+    if foreign is not None:
+        return CheckpointError(f"{folder} holds {foreign}")
     pickled = sorted(path.name for glob in _PICKLED for path in folder.glob(glob))
     if pickled:
         return CheckpointError(
@@ -191,8 +232,7 @@ def weights_hash(folder: str | Path) -> str:
             if path not in handles:
                 handles[path] = path.open("rb")
             handle = handles[path]
-            shape = ",".join(map(str, entry["shape"]))
-            digest.update(f"{name} {entry['dtype']} {shape}\n".encode())
+            digest.update(tensor_header(name, entry["dtype"], entry["shape"]))
             start, stop = entry["data_offsets"]
             handle.seek(data_start + start)
             _update(digest, handle, stop - start)
@@ -200,6 +240,15 @@ def weights_hash(folder: str | Path) -> str:
         for handle in handles.values():
             handle.close()
     return digest.hexdigest()
+
+
+def tensor_header(name: str, dtype: str, shape: Sequence[int]) -> bytes:
+    """What stands before a tensor's content where weights are hashed.
+
+    Args:
+        dtype: as safetensors calls it, e.g. ``F32``.
+    """
+    return f"{name} {dtype} {','.join(map(str, shape))}\n".encode()
 
 
 def _update(digest: Any, handle: BinaryIO, length: int) -> None:

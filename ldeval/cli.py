@@ -20,6 +20,7 @@ from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.probes import add_probes_commands, check
 from ldeval.commands.results import add_results_commands
 from ldeval.commands.theory import add_theory_commands
+from ldeval.commands.training import add_training_commands
 from ldeval.errors import LdevalError, MismatchError
 from ldeval.records import OBJECTIVES
 
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     add_results_commands(commands)
     add_dynamics_commands(commands)
     add_theory_commands(commands)
+    add_training_commands(commands)
     command = _add(commands, "ls", _ls, "list the runs of a store and their steps")
     command.add_argument("store", type=Path)
     command = _add(commands, "validate", _validate, "check a probe file or a store")

@@ -13,6 +13,7 @@ ldeval still handles it sensibly::
     ├── ScoringError (RuntimeError)        a backend could not give a trustworthy score
     │   ├── KnownAnswerError               scores differ from an independent computation
     │   └── UnsupportedBackendError        a setting or model not scored exactly
+    ├── TrainedRecordError (ValueError)    it cannot be told what was trained when
     ├── EndpointError (ConnectionError)    a rephrasing endpoint cannot be used
     ├── TheoryError (ValueError)           a loss, a step or a toy lacks what it needs
     └── MissingExtraError (ImportError)    an optional package is not installed
@@ -87,6 +88,11 @@ class KnownAnswerError(ScoringError):
 
 class UnsupportedBackendError(ScoringError):
     """A model type or a setting for which exact per-token scores cannot be had."""
+
+
+class TrainedRecordError(LdevalError, ValueError):
+    """Which examples a step trained on cannot be recorded, or not be told afterwards;
+    the message says why."""
 
 
 class EndpointError(LdevalError, ConnectionError):

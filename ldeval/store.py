@@ -24,7 +24,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,25 @@ def list_steps(run: str | Path) -> list[StoredStep]:
             complete = (folder / MANIFEST).is_file()
             found.append(StoredStep(int(number), folder, complete))
     return sorted(found, key=lambda item: item.step)
+
+
+def set_aside(run: str | Path, steps: Sequence[StoredStep]) -> Path:
+    """Move steps out of a run, into ``replaced_N`` in its folder, where nothing reads
+    them.
+
+    Raises:
+        StoreError: when they cannot be moved.
+    """
+    taken = [path.name for path in Path(run).glob("replaced_*")]
+    number = 1 + max((int(name[9:]) for name in taken if name[9:].isdigit()), default=0)
+    place = Path(run) / f"replaced_{number}"
+    try:
+        place.mkdir()
+        for item in steps:
+            item.folder.rename(place / item.folder.name)
+    except OSError as error:
+        raise StoreError(f"{place}: cannot be written ({error.strerror}).") from error
+    return place
 
 
 # --------------------------------------------------------------------------- writing

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ldeval"
 LEVELS = {
     "errors": 0,
     "bundled": 1,
+    "foreign_layouts": 1,
     "records": 1,
     "probes": 2,
     "checkpoints": 2,

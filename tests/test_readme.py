@@ -100,7 +100,16 @@ def test_every_command_is_in_the_reference() -> None:
     table = README[README.index("## Command line") :]
     for name in (
         *("sweep", "ls", "diff", "report", "compare", "import"),
-        *("predict", "influence", "risk", "validate", "tasks", "doctor", "theory"),
+        *(
+            "predict",
+            "influence",
+            "risk",
+            "validate",
+            "tasks",
+            "doctor",
+            "theory",
+            "trained",
+        ),
     ):
         assert f"`ldeval {name}" in table
     assert "`ldeval probes check" in table

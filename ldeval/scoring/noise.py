@@ -43,7 +43,7 @@ def measure_noise(
     lm: Any,
     probes: Sequence[Probe],
     scored: Scored,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     options: Mapping[str, Any],
     *,
     base: str | None = None,
@@ -53,6 +53,7 @@ def measure_noise(
     Args:
         lm: the model that gave ``scored``.
         scored: all scores of the checkpoint.
+        checkpoint: its files, for low precision; None where it was not saved.
         options: of :func:`score_probes`, as they were.
         base: of an adapter that does not name its own.
 
@@ -70,7 +71,8 @@ def measure_noise(
     lengths = np.array([_length(first) for first, _ in pairs.values()], float)
     dtype = scored.backend.dtype
     float32 = None
-    if dtype not in EXACT and scored.backend.tier == "native":
+    native = scored.backend.tier == "native"
+    if dtype not in EXACT and native and checkpoint is not None:
         float32 = _from_float32(lm, sample, again, checkpoint, options, base)
     return NoiseFloor(
         backend=scored.backend.name,

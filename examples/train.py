@@ -1,0 +1,259 @@
+"""Train by a recipe, with probes: SFT, DPO, "extend" or on-policy DPO, then a report.
+
+    python examples/train.py examples/dpo.toml
+    python examples/train.py examples/dpo.toml --model DIR --output DIR
+
+A recipe is a list of stages, each starting from the last checkpoint of the one before.
+Probes are scored while it trains (ProbeCallback) and what each step trained on is
+recorded (record_examples). Interrupted, the same command goes on at the stage that was
+not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+import torch
+from datasets import Dataset
+from demo_train import example, settings
+from on_policy import on_policy_probes
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+import ldeval
+from ldeval import ProbeCallback, record_examples
+from ldeval.bundled import bundled_probes
+from ldeval.probes import ProbeSet, read_probes, write_probes
+from ldeval.report import write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+IDS = "probe_id"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run."""
+
+    name: str
+    objective: str
+    """``sft`` or ``dpo``."""
+    steps: int
+    learning_rate: float
+    probe_every: int
+    train_on: tuple[str, ...] = ("chosen",)
+    """For SFT, the kinds that are trained on, each an example of its own."""
+    pairs: str = "data"
+    """For DPO: those of the data, or ``on_policy``."""
+    samples: int = 3
+    """Responses sampled a prompt, on policy."""
+    batch: int = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, and on what."""
+
+    model: str
+    stages: tuple[Stage, ...]
+    probes: str = "bundled"
+    limit: tuple[int, int] = (24, 8)
+    seed: int = 0
+    response_tokens: int | None = None
+    """Cut every response to so many tokens; None: as they are."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of every trainer."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from TOML; a key that is not known is refused."""
+    record = tomllib.loads(path.read_text(encoding="utf-8"))
+    stages = tuple(_built(Stage, item, path) for item in record.pop("stages"))
+    recipe: Recipe = _built(Recipe, {**record, "stages": stages}, path)
+    return recipe
+
+
+def _built(cls: Any, record: dict[str, Any], path: Path) -> Any:
+    known = [item.name for item in fields(cls)]
+    for name in record:
+        if name not in known:
+            sys.exit(f"{path}: unknown key {name!r}. Known: {', '.join(known)}")
+    lists = {k: tuple(v) for k, v in record.items() if isinstance(v, list)}
+    return cls(**{**record, **lists})
+
+
+def prepared_probes(recipe: Recipe) -> ProbeSet:
+    """The recipe's probes, limited and cut as it says."""
+    named = bundled_probes() if recipe.probes == "bundled" else recipe.probes
+    probes = read_probes(named).limited(*recipe.limit)
+    if recipe.response_tokens is None:
+        return probes
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model)
+
+    def cut(text: str) -> str:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return str(tokenizer.decode(ids[: recipe.response_tokens])).strip()
+
+    return ProbeSet(
+        tuple(
+            replace(
+                probe,
+                responses={
+                    kind: replace(response, text=cut(response.text))
+                    for kind, response in probe.responses.items()
+                },
+            )
+            for probe in probes
+        )
+    )
+
+
+def rows(stage: Stage, probes: ProbeSet) -> Dataset:
+    """What a stage trains on: the trained probes, with their ids."""
+    found = []
+    for probe in probes:
+        if not probe.trained:
+            continue
+        if stage.objective == "dpo":
+            found.append({**example(probe, "dpo"), IDS: probe.probe_id})
+            continue
+        for kind in stage.train_on:
+            own = {"chosen": probe.responses[kind]}
+            row = example(replace(probe, responses=own), "sft")
+            found.append({**row, IDS: probe.probe_id})
+    return Dataset.from_list(found)
+
+
+def make_trainer(
+    stage: Stage, recipe: Recipe, model: Path, data: Dataset, output: Path
+) -> Any:
+    """A TRL trainer; the paper's optimizer and β for DPO."""
+    shared = settings(stage.objective, output, stage.steps, 1)
+    shared.update(
+        seed=recipe.seed,
+        learning_rate=stage.learning_rate,
+        per_device_train_batch_size=stage.batch,
+        **recipe.extra,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    network = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
+    common = {"train_dataset": data, "processing_class": tokenizer}
+    if stage.objective == "sft":
+        return SFTTrainer(network, args=SFTConfig(**shared), **common)
+    arguments = DPOConfig(**shared, beta=0.1, optim="rmsprop")
+    return DPOTrainer(network, args=arguments, **common)
+
+
+def train_stage(
+    stage: Stage,
+    recipe: Recipe,
+    model: Path,
+    probes: ProbeSet,
+    output: Path,
+    *,
+    probing: bool = True,
+) -> Path:
+    """Train one stage, unless its last checkpoint is there.
+
+    Args:
+        model: what it starts from.
+        probes: trained on, where they are marked so, and scored.
+        output: gets ``runs/NAME``, and ``store/NAME`` the scores.
+        probing: score them while it trains.
+
+    Returns:
+        The last checkpoint.
+    """
+    run = output / "runs" / stage.name
+    last = run / f"checkpoint-{stage.steps}"
+    if (last / "trainer_state.json").is_file():
+        return last
+    # the optimizer's state is not kept: what was not finished starts anew
+    shutil.rmtree(run, ignore_errors=True)
+    trainer = make_trainer(stage, recipe, model, rows(stage, probes), run)
+    record_examples(trainer, IDS)
+    if probing:
+        trainer.add_callback(
+            ProbeCallback(
+                probes,
+                output / "store",
+                run=stage.name,
+                every=stage.probe_every,
+                apply_chat_template=True,
+                initial_model=recipe.model,
+                objective=stage.objective,
+            )
+        )
+    trainer.train()
+    return last
+
+
+def stage_probes(
+    stage: Stage, recipe: Recipe, model: Path, probes: ProbeSet, output: Path
+) -> ProbeSet:
+    """The probes of a stage: on policy, their pairs are the model's own."""
+    if stage.pairs != "on_policy":
+        return probes
+    path = output / f"{stage.name}_probes.jsonl"
+    if not path.is_file():
+        sampled = on_policy_probes(
+            probes, model, samples=stage.samples, seed=recipe.seed
+        )
+        write_probes(path, sampled)
+    return read_probes(path)
+
+
+def run_recipe(recipe: Recipe, output: Path) -> Path:
+    """Do every stage that is left to do, then report.
+
+    Returns:
+        The report.
+    """
+    probes = prepared_probes(recipe)
+    model = Path(recipe.model)
+    for stage in recipe.stages:
+        print(f"=== {stage.name}: {stage.steps} steps", flush=True)
+        own = stage_probes(stage, recipe, model, probes, output)
+        model = train_stage(stage, recipe, model, own, output)
+    comparisons = [
+        ldeval.diff(output / "store" / stage.name) for stage in recipe.stages
+    ]
+    title = f"{' → '.join(stage.name for stage in recipe.stages)} of {recipe.model}"
+    return write_report(comparisons, output / "report", title=title)
+
+
+def main() -> None:
+    """Train by the recipe that is named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--model", help="instead of the recipe's")
+    parser.add_argument("--output", type=Path, help="default: demo/RECIPE")
+    parser.add_argument("--steps", type=int, help="at most so many a stage")
+    options = parser.parse_args()
+    recipe = read_recipe(options.recipe)
+    if options.model:
+        recipe = replace(recipe, model=options.model)
+    if options.steps:
+        recipe = replace(
+            recipe, stages=tuple(_short(s, options.steps) for s in recipe.stages)
+        )
+    output = options.output or ROOT / "demo" / options.recipe.stem
+    print(f"report: {run_recipe(recipe, output)}")
+
+
+def _short(stage: Stage, steps: int) -> Stage:
+    most = min(stage.steps, steps)
+    return replace(stage, steps=most, probe_every=min(stage.probe_every, most))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The scores of a run while it trains: into the same store as a sweep's.
+
+Apart from the callback, which knows of a trainer's events; here is what a sweep does
+for checkpoints on disk (the first one as reference, a noise floor, the settings in
+every manifest), done for a model in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldeval.checkpoints import (
+    check_weights,
+    describe_checkpoint,
+    stored_dtype,
+    weight_files,
+    weights_hash,
+)
+from ldeval.compare import compare_run
+from ldeval.errors import MismatchError
+from ldeval.probes import ProbeSet
+from ldeval.records import (
+    OBJECTIVES,
+    TOP_K,
+    Checkpoint,
+    Comparison,
+    IntArray,
+    Manifest,
+    Span,
+)
+from ldeval.scoring.live import (
+    LiveModel,
+    LiveWeights,
+    is_untrained_adapter,
+    live_weights,
+    undisturbed,
+)
+from ldeval.scoring.noise import measure_noise
+from ldeval.scoring.score import Key, Scored, score_probes
+from ldeval.scoring.tables import (
+    as_reference,
+    attach_reference,
+    build_table,
+    reference_ids,
+)
+from ldeval.store import (
+    list_steps,
+    open_run,
+    read_manifest,
+    read_table,
+    read_trained,
+    set_aside,
+    step_folder,
+    write_table,
+)
+
+log = logging.getLogger(__name__)
+
+NOTE = "scored in the trainer's memory"
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """What is the same for every scoring of a run."""
+
+    probes: ProbeSet
+    store: Path
+    run: str
+    span: Span = "trl"
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    initial_model: str | None = None
+    """Folder of the model that ``initial`` responses must come from; None for the one
+    that training starts from, where it is a folder."""
+    mixed_precision_dtype: str | None = None
+    objective: str | None = None
+
+
+class LiveRun:
+    """The state of one run's live scores."""
+
+    def __init__(self, settings: LiveSettings) -> None:
+        self.settings = settings
+        self._reference: dict[Key, IntArray] = {}
+        self._reference_step: int | None = None
+        self._floors: set[tuple[str, str]] = set()
+        self._origin: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """``STORE/RUN``."""
+        return step_folder(self.settings.store, self.settings.run, 0).parent
+
+    def begin(self, model: Any, step: int) -> None:
+        """Go on from what is stored of this run, up to the step training starts from.
+
+        Scores of later steps are of training that was lost, and are set aside.
+
+        Raises:
+            MismatchError: when the store holds scores of something else there.
+        """
+        self._origin = _origin_weights(self.settings.initial_model, model)
+        later = [item for item in list_steps(self.folder) if item.step > step]
+        earlier = [
+            item
+            for item in list_steps(self.folder)
+            if item.step <= step and item.complete
+        ]
+        for item in earlier:
+            self._check_alike(read_manifest(item.folder))
+        if later:
+            place = set_aside(self.folder, later)
+            log.warning(
+                "%s: training goes on from step %d; the scores of steps %s are of "
+                "training that was lost, and are kept in %s",
+                self.folder,
+                step,
+                ", ".join(str(item.step) for item in later),
+                place,
+            )
+        if earlier:
+            first = read_table(earlier[0].folder)
+            self._reference = reference_ids(first)
+            self._reference_step = first.manifest.step
+
+    def _check_alike(self, manifest: Manifest) -> None:
+        asked = {
+            "probe_set_hash": self.settings.probes.content_hash,
+            "settings": self._asked,
+        }
+        for name, value in asked.items():
+            if getattr(manifest, name) != value:
+                raise MismatchError(
+                    f"{self.folder} holds step {manifest.step} with {name} "
+                    f"{getattr(manifest, name)}, this run has {value}. Give another "
+                    "run name or store, or delete that folder."
+                )
+        if manifest.noise_floor is not None:
+            floor = manifest.noise_floor
+            self._floors.add((floor.backend, floor.dtype))
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """As a sweep's manifests have it, so that a sweep keeps these steps."""
+        mixed = self.settings.mixed_precision_dtype
+        return {
+            "model": "hf",
+            "model_args": {} if mixed is None else {"mixed_precision_dtype": mixed},
+            "span": self.settings.span,
+            "apply_chat_template": self.settings.apply_chat_template,
+            "system_instruction": self.settings.system_instruction,
+            "top_k": TOP_K,
+            "origin_weights": self._origin,
+        }
+
+    def score(self, model: Any, tokenizer: Any, step: int, place: str) -> bool:
+        """Score the model as it is now and store the table.
+
+        Args:
+            place: where a checkpoint of this step is or would be.
+
+        Returns:
+            False where the same scores are stored already.
+
+        Raises:
+            ScoringError, StoreError, MismatchError: nothing is stored then.
+        """
+        settings = self.settings
+        started = time.monotonic()
+        weights = self._weights(model, step)
+        folder = step_folder(settings.store, settings.run, step)
+        if _is_stored(folder, weights.digest):
+            return False
+        mixed = settings.mixed_precision_dtype
+        with undisturbed(model):
+            model.eval()
+            lm = LiveModel(
+                model,
+                tokenizer,
+                mixed_precision_dtype=None if mixed is None else getattr(torch, mixed),
+            )
+            scored = self._scored(lm)
+            floor = self._noise(lm, scored, model, step)
+        table = build_table(
+            settings.probes.probes,
+            scored,
+            run=settings.run,
+            step=step,
+            checkpoint=place,
+            weights_hash=weights.digest,
+            probe_set_hash=settings.probes.content_hash,
+            settings=self._asked,
+            objective=settings.objective,
+            stored_dtype=weights.dtype,
+            seconds=time.monotonic() - started,
+            notes=(NOTE,),
+            noise_floor=floor,
+        )
+        if self._reference_step is None:
+            table = as_reference(table)
+            self._reference = reference_ids(table)
+            self._reference_step = step
+        else:
+            table = attach_reference(table, self._reference, self._reference_step)
+        write_table(folder, table)
+        if floor is not None:
+            self._floors.add((floor.backend, floor.dtype))
+        return True
+
+    def _weights(self, model: Any, step: int) -> LiveWeights:
+        folder = _origin_folder(model) if step == 0 else None
+        if folder is None or not is_untrained_adapter(model):
+            return live_weights(model)
+        # a new adapter changes nothing: these are scores of its base, as in a sweep
+        return LiveWeights(weights_hash(folder), stored_dtype(folder))
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "span": self.settings.span,
+            "apply_chat_template": self.settings.apply_chat_template,
+            "system_instruction": self.settings.system_instruction,
+            "origin_weights": self._origin,
+        }
+
+    def _scored(self, lm: LiveModel) -> Scored:
+        return score_probes(
+            lm,
+            self.settings.probes.probes,
+            reference=self._reference,
+            progress=False,
+            **self._options,
+        )
+
+    def _noise(self, lm: LiveModel, scored: Scored, model: Any, step: int) -> Any:
+        """Measured once a run, as in a sweep."""
+        backend = scored.backend
+        if (backend.name, backend.dtype) in self._floors:
+            return None
+        folder = _origin_folder(model) if step == 0 else None
+        return measure_noise(
+            lm,
+            self.settings.probes.probes,
+            scored,
+            # before the first step, the folder that was loaded holds these weights
+            None if folder is None else Checkpoint(str(folder), step),
+            self._options,
+        )
+
+    def compare(self) -> Comparison | None:
+        """What changed so far, as ``ldeval diff`` would say; None after one scoring."""
+        tables = open_run(self.folder)
+        if len(tables) < 2:
+            return None
+        floors = [t.manifest.noise_floor for t in tables if t.manifest.noise_floor]
+        objective = self.settings.objective
+        return compare_run(
+            tables,
+            run=self.settings.run,
+            noise_floor=max((floor.nats_per_token for floor in floors), default=None),
+            trained_log=read_trained(self.folder),
+            objective_has_negative=None if objective is None else OBJECTIVES[objective],
+            objective=objective,
+        )
+
+
+def _is_stored(folder: Path, digest: str) -> bool:
+    """Whether these weights were scored into a step.
+
+    Raises:
+        MismatchError: when others were.
+    """
+    found = [item for item in list_steps(folder.parent) if item.folder == folder]
+    if not found or not found[0].complete:
+        return False
+    manifest = read_manifest(folder)
+    if manifest.weights_hash != digest:
+        raise MismatchError(
+            f"{folder} holds scores of weights {manifest.weights_hash[:12]}…, the "
+            f"model in training has {digest[:12]}…. Give another run name or store, or "
+            "delete that folder."
+        )
+    return True
+
+
+def _origin_folder(model: Any) -> Path | None:
+    """The folder that a model, or an adapter's base, was loaded from."""
+    if getattr(model, "peft_config", None):
+        model = model.get_base_model()
+    folder = Path(str(getattr(model, "name_or_path", "") or ""))
+    return folder if folder.is_dir() and weight_files(folder) else None
+
+
+def _origin_weights(given: str | None, model: Any) -> str | None:
+    folder = _origin_folder(model) if given is None else Path(given)
+    if folder is None:
+        return None
+    check_weights(describe_checkpoint(folder, 0))
+    return weights_hash(folder)

@@ -1,0 +1,249 @@
+"""Which examples a finished run trained on when, computed again from its settings.
+
+Apart from the recorder, which sees the batches themselves. A random sampler with a
+seed draws the same order again, so that the order of a finished run can be told where
+nothing else decided it: one process, one example a row, no grouping by length, no
+stream. Where something else did, this refuses and says what.
+
+The trainer's own state beside the checkpoints is held against the settings: its batch
+size, its steps, and the epoch that it logged at each step, which tells the number of
+batches in an epoch. The seed leaves no such trace; it is taken as given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldeval.checkpoints import find_checkpoints
+from ldeval.errors import TrainedRecordError
+from ldeval.store import TRAINED
+
+_EPOCH_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class OrderSettings:
+    """What decides the order in which a trainer takes its examples."""
+
+    batch: int
+    """Examples in a batch."""
+    accumulation: int = 1
+    """Batches in an optimizer step."""
+    seed: int = 42
+    """``data_seed`` where it was set, otherwise ``seed``."""
+    shuffled: bool = True
+    """Whether the sampler was random; otherwise the order is that of the data."""
+    drop_last: bool = False
+    """Whether an epoch's last, smaller batch is left out."""
+    examples: int | None = None
+    """Rows of the training data, where they are known."""
+
+    @classmethod
+    def of(cls, trainer: Any) -> OrderSettings:
+        """The settings of a trainer that was set up as the run's was.
+
+        Raises:
+            TrainedRecordError: where they do not decide the order; it names why.
+        """
+        args = trainer.args
+        reason = _undecided(trainer)
+        if reason is not None:
+            raise TrainedRecordError(
+                f"the order of the examples cannot be computed again: {reason}. Record "
+                "it while it trains (ldeval.record_examples)."
+            )
+        return cls(
+            batch=args.train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffled=_sampler(trainer) != "SequentialSampler",
+            drop_last=args.dataloader_drop_last,
+            examples=len(trainer.train_dataset),
+        )
+
+
+def _undecided(trainer: Any) -> str | None:
+    """Why a trainer's settings do not tell its order; None where they do."""
+    args = trainer.args
+    if args.world_size > 1:
+        return f"{args.world_size} processes share the data"
+    if getattr(args, "packing", False):
+        return "examples are packed (packing=True): a row holds parts of several"
+    if not hasattr(trainer.train_dataset, "__len__"):
+        return "the data is a stream, without a length"
+    if args.ignore_data_skip:
+        return "ignore_data_skip=True: a resumed run begins its epoch anew"
+    if args.auto_find_batch_size:
+        return "auto_find_batch_size=True: the batch size may have changed"
+    sampler = _sampler(trainer)
+    if sampler in ("SeedableRandomSampler", "SequentialSampler"):
+        return None
+    if sampler == "RandomSampler":
+        return "use_seedable_sampler=False: the order hangs on every random draw before"
+    return f"the sampler is {sampler}, neither random with a seed nor sequential"
+
+
+def _sampler(trainer: Any) -> str:
+    """The class of the sampler that the trainer's data loader ends up with."""
+    loader = trainer.get_train_dataloader()
+    batches = getattr(loader, "batch_sampler", None)
+    return type(getattr(batches, "sampler", batches)).__name__
+
+
+def recompute_examples(
+    run: str | Path,
+    ids: Sequence[str],
+    settings: Any,
+) -> dict[int, tuple[str, ...]]:
+    """Compute what each optimizer step of a finished run trained on, and write it
+    beside its checkpoints (``trained.jsonl``), unless a record is there.
+
+    Args:
+        run: the run's output folder.
+        ids: one a row of the training data, in its order, as the trainer kept it.
+        settings: :class:`OrderSettings`; or a trainer that is set up as the run's was.
+
+    Returns:
+        By optimizer step, the ids in the order in which they were trained.
+
+    Raises:
+        TrainedRecordError: where the settings do not decide the order, or the run was
+            trained with others.
+        CheckpointError: no checkpoint is in the folder.
+    """
+    if not isinstance(settings, OrderSettings):
+        settings = OrderSettings.of(settings)
+    state = _trainer_state(Path(run))
+    _check_state(state, settings, len(ids), Path(run))
+    steps = {}
+    for step, rows in example_order(settings, len(ids), int(state["global_step"])):
+        steps[step] = tuple(str(ids[row]) for row in rows)
+    _write(Path(run) / TRAINED, steps)
+    return steps
+
+
+def example_order(
+    settings: OrderSettings, examples: int, steps: int
+) -> Iterator[tuple[int, list[int]]]:
+    """(step, rows trained on) of the first steps of a run.
+
+    Args:
+        examples: rows of the training data.
+        steps: how many optimizer steps.
+    """
+    step = epoch = 0
+    while step < steps:
+        order = _epoch_order(settings, examples, epoch)
+        batches = [
+            order[start : start + settings.batch]
+            for start in range(0, examples, settings.batch)
+        ]
+        if settings.drop_last and len(batches[-1]) < settings.batch:
+            batches.pop()
+        if not batches:
+            raise TrainedRecordError(
+                f"{examples} examples do not fill a batch of {settings.batch}"
+            )
+        for start in range(0, len(batches), settings.accumulation):
+            step += 1
+            if step > steps:
+                return
+            own = batches[start : start + settings.accumulation]
+            yield step, [row for batch in own for row in batch]
+        epoch += 1
+
+
+def _epoch_order(settings: OrderSettings, examples: int, epoch: int) -> list[int]:
+    if not settings.shuffled:
+        return list(range(examples))
+    from accelerate.data_loader import SeedableRandomSampler
+
+    # the trainer's own class, so that the order stays its own
+    sampler = SeedableRandomSampler(range(examples), data_seed=settings.seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+# ------------------------------------------------------------- what the run itself says
+
+
+def _trainer_state(run: Path) -> Mapping[str, Any]:
+    """Of the last checkpoint."""
+    path = Path(find_checkpoints(run)[-1].path) / "trainer_state.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainedRecordError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(record, dict) or "global_step" not in record:
+        raise TrainedRecordError(f"{path}: is not a trainer's state")
+    return record
+
+
+def recorded_batch(run: str | Path) -> int:
+    """Examples in a batch, as the trainer wrote it down.
+
+    Raises:
+        TrainedRecordError: it did not.
+    """
+    batch = _trainer_state(Path(run)).get("train_batch_size")
+    if not isinstance(batch, int):
+        raise TrainedRecordError(
+            f"{run}: its trainer_state.json names no train_batch_size. Give it "
+            "(--batch)."
+        )
+    return batch
+
+
+def _check_state(
+    state: Mapping[str, Any], settings: OrderSettings, examples: int, run: Path
+) -> None:
+    """Hold the settings against what the trainer wrote.
+
+    Raises:
+        TrainedRecordError: naming both values.
+    """
+    if settings.examples not in (None, examples):
+        raise TrainedRecordError(
+            f"{examples} ids were given for {settings.examples} rows of training data"
+        )
+    batch = state.get("train_batch_size")
+    if batch is not None and batch != settings.batch:
+        raise TrainedRecordError(
+            f"{run}: was trained in batches of {batch}, the settings say "
+            f"{settings.batch}"
+        )
+    whole = examples // settings.batch if settings.drop_last else None
+    batches = whole or math.ceil(examples / settings.batch)
+    updates = math.ceil(batches / settings.accumulation)
+    entries = [*state.get("log_history", ()), state]
+    for entry in entries:
+        step = entry.get("step", entry.get("global_step"))
+        epoch = entry.get("epoch")
+        if step is None or epoch is None:
+            continue
+        passes, left = divmod(int(step), updates)
+        expected = passes + left * settings.accumulation / batches
+        if abs(float(epoch) - expected) > _EPOCH_TOLERANCE:
+            raise TrainedRecordError(
+                f"{run}: its trainer was at epoch {epoch} after step {step}; with "
+                f"{examples} examples in batches of {settings.batch}, "
+                f"{settings.accumulation} a step and one process, it would be at "
+                f"{expected}. Were there other examples (after the trainer's filters, "
+                "or packed), more processes, or another accumulation?"
+            )
+
+
+def _write(path: Path, steps: Mapping[int, Sequence[str]]) -> None:
+    if path.exists():
+        return
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as handle:
+        for step, ids in steps.items():
+            line = {"step": step, "examples": list(ids)}
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+    partial.replace(path)

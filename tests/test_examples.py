@@ -1,0 +1,170 @@
+"""Every recipe and the lab, run as their readme says, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldeval.store import list_runs, load_run, read_trained
+from tests.conftest import ROOT
+from tests.tiny import save_tiny
+
+EXAMPLES = ROOT / "examples"
+RECIPES = sorted(path.stem for path in EXAMPLES.glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def python(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "extend", "on_policy_dpo"])
+def test_a_recipe_trains_its_stages_scores_them_and_reports(
+    model: Path, tmp_path: Path, name: str
+) -> None:
+    assert name in RECIPES
+    done = python(
+        "train.py",
+        EXAMPLES / f"{name}.toml",
+        "--model",
+        model,
+        "--output",
+        tmp_path,
+        "--steps",
+        2,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report" / "report.md").is_file()
+    runs = list_runs(tmp_path / "store")
+    assert len(runs) == (1 if name == "sft" else 2)
+    for run in runs:
+        tables = load_run(tmp_path / "store" / run)
+        assert [table.manifest.step for table in tables] == [0, 2]
+        trained = read_trained(tmp_path / "store" / run)
+        assert trained is not None
+        assert [len(trained[step]) for step in (1, 2)] == [4, 4]
+    again = python(
+        "train.py",
+        EXAMPLES / f"{name}.toml",
+        "--model",
+        model,
+        "--output",
+        tmp_path,
+        "--steps",
+        2,
+    )
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "train_runtime" not in again.stdout
+
+
+def test_dpo_starts_from_the_weights_that_sft_ended_with(
+    model: Path, tmp_path: Path
+) -> None:
+    done = python(
+        "train.py",
+        EXAMPLES / "dpo.toml",
+        "--model",
+        model,
+        "--output",
+        tmp_path,
+        "--steps",
+        1,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    sft, dpo = load_run(tmp_path / "store/sft"), load_run(tmp_path / "store/dpo")
+    assert sft[-1].manifest.weights_hash == dpo[0].manifest.weights_hash
+
+
+def test_a_recipe_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text((EXAMPLES / "sft.toml").read_text() + "\nstep = 3\n")
+    done = python("train.py", path)
+    assert done.returncode != 0
+    assert "unknown key 'step'" in done.stderr
+
+
+def lab(model: Path, folder: Path, seeds: list[int]) -> str:
+    config = folder / "lab.toml"
+    text = (EXAMPLES / "squeezing_lab" / "lab.toml").read_text()
+    for old, new in (
+        ("limit = [24, 24]", "limit = [4, 4]"),
+        ("response_tokens = 64", "response_tokens = 12"),
+        ("dpo_steps = 24", "dpo_steps = 3"),
+        ("probe_every = 8", "probe_every = 1"),
+        ("dpo_learning_rate = 2e-6", "dpo_learning_rate = 1e-3"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    config.write_text(text)
+    done = python(
+        "squeezing_lab/lab.py",
+        "--config",
+        config,
+        "--model",
+        model,
+        "--output",
+        folder / "lab",
+        "--seeds",
+        *seeds,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_lab_trains_both_arms_goes_on_and_reports_prompts_and_seeds_apart(
+    model: Path, tmp_path: Path
+) -> None:
+    first = lab(model, tmp_path, [0])
+    assert "baseline_seed_0: complete" not in first
+    assert "cannot be told from one seed" in first
+    # a run that was killed in the middle: its last scores are missing
+    store = tmp_path / "lab" / "store"
+    (store / "extend_seed_0" / "step_000003" / "manifest.json").unlink()
+    text = lab(model, tmp_path, [0, 1])
+    assert "baseline_seed_0: complete" in text
+    assert "extend_seed_0: complete" not in text
+    runs = list_runs(store)
+    assert sorted(runs) == [
+        "baseline_seed_0",
+        "baseline_seed_1",
+        "extend_seed_0",
+        "extend_seed_1",
+    ]
+    for run in runs:
+        tables = load_run(store / run)
+        assert [table.manifest.step for table in tables] == [0, 1, 2, 3]
+        assert tables[0].n_tokens.max() <= 12 + 2  # and the template's end
+        assert {table.manifest.objective for table in tables} == {"dpo"}
+    assert not list((tmp_path / "lab" / "runs").glob("*/checkpoint-*"))
+    evidence = json.loads((tmp_path / "lab" / "evidence.json").read_text())
+    assert [len(claims) for claims in evidence["claims"].values()] == [2, 2]
+    part = next(
+        p
+        for p in evidence["parts"]
+        if (p["scale"], p["split"], p["quantity"]) == ("steps", "trained", "others")
+    )
+    assert part["reached"] == 3.0
+    means = [sum(part[f"values_{arm}"]) / 2 for arm in ("baseline", "extend")]
+    assert part["seeds"]["value"] == pytest.approx(means[1] - means[0])
+    assert part["seeds"]["low"] < part["seeds"]["value"] < part["seeds"]["high"]
+    # the mean over kinds is what the claim's own difference says, prompt by prompt
+    claim = evidence["claims"]["steps"][0]["effect"]["others, B - A"]
+    difference = part["values_extend"][0] - part["values_baseline"][0]
+    assert claim["value"] == pytest.approx(difference, rel=1e-3, abs=1e-6)
+    assert "At equal margin: E1" in (tmp_path / "lab" / "report.md").read_text()
