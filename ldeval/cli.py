@@ -1,7 +1,8 @@
 """The command line: parse, call, print. Nothing is decided here.
 
 Exit status: 0 done; 1 done, but something is wrong that was listed (a broken
-checkpoint, a verdict asked for with --fail-on); 2 could not be done.
+checkpoint, a verdict asked for with --fail-on); 2 could not be done; 141 the reader of
+its output went away before it was done.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +35,13 @@ def run() -> NoReturn:
     finished sweep into a failed one. Everything is on disk by then, so the process
     ends at once.
     """
-    status = main()
-    sys.stdout.flush()
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader, `head` say, went away; nothing is left to flush into its pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     sys.stderr.flush()
     if "vllm" in sys.modules:
         os._exit(status)

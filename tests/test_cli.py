@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,7 +174,6 @@ def test_validate_finds_a_damaged_table(
 def test_checkpoint_diff_keeps_the_order_it_is_given(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
 
     from tests.conftest import ROOT
 
@@ -197,8 +198,6 @@ def test_a_base_install_lists_validates_compares_and_reports(
     store: Path, tmp_path: Path
 ) -> None:
     """Without torch, transformers, vLLM and matplotlib."""
-    import subprocess
-    import sys
 
     code = (
         "import sys\n"
@@ -240,3 +239,16 @@ def test_the_python_interface_gives_the_same_comparison(store: Path) -> None:
     assert len(frame) == len(tables[0])
     changes = ldeval.diff(tables).to_pandas()
     assert {"kind", "split", "delta_sum", "delta_tok"} <= set(changes.columns)
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "ldeval.cli", "probes", "show", "-n", "96"]
+    shown = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert shown.stdout is not None
+    assert shown.stderr is not None
+    shown.stdout.readline()
+    shown.stdout.close()
+    said = shown.stderr.read()
+    assert shown.wait() == 141
+    assert b"Traceback" not in said
+    assert b"BrokenPipe" not in said
