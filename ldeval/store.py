@@ -454,19 +454,44 @@ def read_trained(run: str | Path) -> dict[int, frozenset[str]] | None:
     if not path.is_file():
         return None
     steps: dict[int, frozenset[str]] = {}
+    for step, examples, _ in _trained_lines(path):
+        steps[step] = steps.get(step, frozenset()) | examples
+    return steps
+
+
+def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
+    """How many tokens the loss of each optimizer step counted; None where one step
+    does not tell, or nothing was recorded.
+
+    Raises:
+        StoreError: when the record is damaged, naming the line.
+    """
+    path = Path(run) / TRAINED
+    if not path.is_file():
+        return None
+    steps: dict[int, int] = {}
+    for step, _, tokens in _trained_lines(path):
+        if tokens is None:
+            return None
+        steps[step] = steps.get(step, 0) + tokens
+    return steps
+
+
+def _trained_lines(path: Path) -> Iterator[tuple[int, frozenset[str], int | None]]:
+    """Step, examples and tokens (if told) of each line."""
     with path.open(encoding="utf-8") as handle:
         for number, line in enumerate(handle, 1):
             try:
                 record = json.loads(line)
                 examples = frozenset(str(item) for item in record["examples"])
-                step = int(record["step"])
-            except (ValueError, KeyError, TypeError) as error:
+                step, tokens = int(record["step"]), record.get("tokens")
+                tokens = None if tokens is None else int(tokens)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StoreError(
                     f"{path}:{number}: not a record of step and examples ({error}). "
                     "Delete the line, or the file to go without it."
                 ) from error
-            steps[step] = steps.get(step, frozenset()) | examples
-    return steps
+            yield step, examples, tokens
 
 
 # --------------------------------------------------------------------------- manifest

@@ -4,13 +4,12 @@
     python scripts/demo_train.py dpo --model RUN/checkpoint-16 --output RUN2 …
 
 Trains on the trained half of a probe set, four examples a step, in an order that is
-written beside the checkpoints (trained.jsonl: step, example ids).
+written beside the checkpoints (trained.jsonl: step, example ids, tokens).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 from pathlib import Path
@@ -23,6 +22,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from ldeval import record_examples
 from ldeval.bundled import bundled_probes
 from ldeval.probes import read_probes
 from ldeval.records import Probe
@@ -73,8 +73,13 @@ def example(probe: Probe, stage: str) -> dict[str, Any]:
         return [{"role": "assistant", "content": probe.responses[kind].text}]
 
     if stage == "sft":
-        return {"prompt": messages, "completion": answer("chosen")}
+        return {
+            "probe_id": probe.probe_id,
+            "prompt": messages,
+            "completion": answer("chosen"),
+        }
     return {
+        "probe_id": probe.probe_id,
         "prompt": messages,
         "chosen": answer("chosen"),
         "rejected": answer("rejected"),
@@ -121,12 +126,6 @@ def main() -> None:
     kinds = ("chosen",) if options.stage == "sft" else ("chosen", "rejected")
     usable = [p for p in probes if p.trained and all(k in p.responses for k in kinds)]
     order = in_order(usable, options.steps * BATCH, options.first)
-    options.output.mkdir(parents=True, exist_ok=True)
-    with (options.output / "trained.jsonl").open("w", encoding="utf-8") as handle:
-        for step in range(options.steps):
-            ids = [p.probe_id for p in order[step * BATCH : (step + 1) * BATCH]]
-            handle.write(json.dumps({"step": step + 1, "examples": ids}) + "\n")
-
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     data = Dataset.from_list([example(probe, options.stage) for probe in order])
@@ -149,6 +148,7 @@ def main() -> None:
             train_dataset=data,
             processing_class=tokenizer,
         )
+    record_examples(trainer, ids="probe_id")
     trainer.train()
 
 

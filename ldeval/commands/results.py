@@ -191,11 +191,11 @@ def _compare_command(commands: Any) -> None:
     command.add_argument("run_b", type=Path, metavar="STORE/RUN_B")
     command.add_argument(
         "--at",
-        choices=["steps", "examples", "margin"],
+        choices=["steps", "examples", "tokens", "margin"],
         default="steps",
         help="set the runs side by side at equal optimizer steps, at equal examples "
-        "trained on (where a record of them is in the store), or at equal margin "
-        "gained (default: steps)",
+        "or tokens trained on (where a record of them is in the store), or at equal "
+        "margin gained (default: steps)",
     )
     command.add_argument(
         "--seeds-a",
@@ -225,14 +225,16 @@ def _compare_command(commands: Any) -> None:
 def _opened(run: Path) -> Any:
     from ldeval.compare.versus import RunInput
     from ldeval.imported import is_imported
-    from ldeval.store import open_run, read_trained
+    from ldeval.store import open_run, read_trained, read_trained_tokens
 
     if is_imported(run):
         raise MismatchError(
             f"{run}: is an import of means, whose prompts cannot be paired. Compare "
             "runs that were scored; 'ldeval diff' reads each import by itself."
         )
-    return RunInput(run.name, open_run(run), read_trained(run))
+    return RunInput(
+        run.name, open_run(run), read_trained(run), read_trained_tokens(run)
+    )
 
 
 def _compare(options: argparse.Namespace) -> int:

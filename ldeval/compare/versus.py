@@ -1,4 +1,4 @@
-"""Two runs side by side: at equal steps, at equal examples, at equal margin gained.
+"""Two runs side by side: at equal steps, examples, tokens or margin gained.
 
 Each run's change is taken since its own first checkpoint, per response and token, and
 interpolated linearly between the checkpoints around a place x of the common scale;
@@ -11,7 +11,7 @@ seeds are given their runs are the unit instead, with Welch's interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -54,6 +54,8 @@ class RunInput:
     name: str
     tables: Sequence[ScoreSource]
     trained: TrainedLog | None = None
+    tokens: Mapping[int, int] | None = None
+    """Tokens that the loss counted, by optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class _Run:
     name: str
     tables: Sequence[Digest]
     trained: TrainedLog | None
+    tokens: Mapping[int, int] | None
     bootstrap: Bootstrap
     limits: Thresholds
 
@@ -90,6 +93,8 @@ class _Run:
             return self.steps
         if at == "examples":
             return self._examples()
+        if at == "tokens":
+            return self._tokens()
         series = [self.evidence["trained"].series(k) for k in ("chosen", "rejected")]
         if not all(len(part.term) for part in series):
             raise MismatchError(
@@ -105,12 +110,25 @@ class _Run:
                 f"run {self.name!r} has no record of the examples of each step "
                 "(trained.jsonl). Compare --at steps."
             )
+        return self._total({step: len(ids) for step, ids in self.trained.items()})
+
+    def _tokens(self) -> Float:
+        if self.tokens is None:
+            raise MismatchError(
+                f"run {self.name!r} has no record of the tokens of each step "
+                "(trained.jsonl, as ldeval.record_examples writes it). Compare --at "
+                "steps or examples."
+            )
+        return self._total(self.tokens)
+
+    def _total(self, by_step: Mapping[int, int]) -> Float:
+        """[C] the sum over the steps since the first checkpoint."""
         first = self.tables[0].manifest.step
-        counts = [
-            sum(len(v) for s, v in self.trained.items() if first < s <= t.manifest.step)
-            for t in self.tables
+        sums = [
+            sum(n for step, n in by_step.items() if first < step <= table.manifest.step)
+            for table in self.tables
         ]
-        return np.array(counts, np.float64)
+        return np.array(sums, np.float64)
 
 
 def compare_runs(
@@ -146,7 +164,9 @@ def compare_runs(
             for table in tables:
                 check_manifests(reference.manifest, table.manifest, allow_mixed)
             kept = [digest(table, reference).slim() for table in tables]
-            runs[-1].append(_Run(item.name, kept, item.trained, bootstrap, limits))
+            runs[-1].append(
+                _Run(item.name, kept, item.trained, item.tokens, bootstrap, limits)
+            )
     return _Versus(runs[0], runs[1], at, limits).found()
 
 

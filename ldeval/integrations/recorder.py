@@ -12,7 +12,7 @@ What is written is therefore what was trained on, whatever the sampler did.
 ::
 
     <output_dir>/
-        trained.jsonl             what all processes trained on: step, examples
+        trained.jsonl             what all processes trained on: step, examples, tokens
         trained/rank_00000.jsonl  what one process trained on, a line a step
 
 A line is written when its step is done; a process that is killed loses none before. The
@@ -43,6 +43,8 @@ COLUMN = "ldeval_example_ids"
 WIDTH = 64
 """Bytes of an id, filled up with zeros."""
 FOLDER = "trained"
+IGNORED = -100
+"""The label of a token that the loss leaves out, as in torch and transformers."""
 
 
 def record_examples(trainer: Any, ids: str | Sequence[str]) -> ExampleRecorder:
@@ -191,10 +193,23 @@ def _take_out_in_step(trainer: Any, recorder: ExampleRecorder) -> None:
     step = trainer.training_step
 
     def training_step(model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
-        recorder.see(inputs.pop(COLUMN))
+        recorder.see(inputs.pop(COLUMN), trained_tokens(inputs))
         return step(model, inputs, *others, **named)
 
     trainer.training_step = training_step
+
+
+def trained_tokens(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """How many tokens of a batch the loss counts, a scalar; None where it is not told.
+
+    Labels say so in most trainers, TRL's completion mask in those of preferences.
+    """
+    labels, mask = inputs.get("labels"), inputs.get("completion_mask")
+    if isinstance(labels, torch.Tensor):
+        return (labels != IGNORED).sum()
+    if isinstance(mask, torch.Tensor):
+        return mask.sum()
+    return None
 
 
 # ---------------------------------------------------------------------------- the file
@@ -205,17 +220,19 @@ class ExampleRecorder(TrainerCallback):  # type: ignore[misc]  # untyped
 
     def __init__(self) -> None:
         self._seen: list[torch.Tensor] = []
+        self._tokens: list[torch.Tensor | None] = []
         self._path: Path | None = None
 
-    def see(self, rows: torch.Tensor) -> None:
-        """A batch that is about to be trained on."""
+    def see(self, rows: torch.Tensor, tokens: torch.Tensor | None) -> None:
+        """A batch that is about to be trained on, and how many of its tokens count."""
         self._seen.append(rows)
+        self._tokens.append(tokens)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **objects: Any
     ) -> None:
         """Go on after the step that training starts from."""
-        self._seen = []
+        self._seen, self._tokens = [], []
         folder = Path(args.output_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"rank_{args.process_index:05d}.jsonl"
@@ -226,8 +243,10 @@ class ExampleRecorder(TrainerCallback):  # type: ignore[misc]  # untyped
         """Write the step's line."""
         assert self._path is not None
         ids = [name for rows in self._seen for name in decoded_ids(rows)]
-        self._seen = []
         line = {"step": state.global_step, "examples": ids, "world": args.world_size}
+        if self._tokens and None not in self._tokens:
+            line["tokens"] = sum(int(n) for n in self._tokens if n is not None)
+        self._seen, self._tokens = [], []
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -264,15 +283,20 @@ def merge_records(output_dir: str | Path) -> int:
         for record in _lines(path):
             steps.setdefault(record["step"], []).append(record)
     whole = [
-        {
-            "step": step,
-            "examples": [name for part in parts for name in part["examples"]],
-        }
+        _joined(step, parts)
         for step, parts in sorted(steps.items())
         if len(parts) >= parts[0]["world"]
     ]
     _rewrite(Path(output_dir) / TRAINED, whole)
     return len(whole)
+
+
+def _joined(step: int, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all processes trained on in one step."""
+    joined = {"step": step, "examples": [n for part in parts for n in part["examples"]]}
+    if all("tokens" in part for part in parts):
+        joined["tokens"] = sum(part["tokens"] for part in parts)
+    return joined
 
 
 def copy_records(output_dir: Path, run: Path) -> None:
@@ -300,6 +324,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
                     "step": int(record["step"]),
                     "examples": [str(name) for name in record["examples"]],
                     "world": int(record["world"]),
+                    **({"tokens": int(record["tokens"])} if "tokens" in record else {}),
                 }
             )
         except (ValueError, KeyError, TypeError) as error:

@@ -10,7 +10,7 @@ from ldeval.records.kinds import Split
 from ldeval.records.measures import Claim
 
 Side = Literal["a", "b"]
-Scale = Literal["steps", "examples", "margin"]
+Scale = Literal["steps", "examples", "tokens", "margin"]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HIGHER = {"a": "A", "b": "B", "unclear": "unclear"}
-_UNITS = {"steps": "steps", "examples": "examples", "margin": "nats of margin"}
+_UNITS = {
+    "steps": "steps",
+    "examples": "examples",
+    "tokens": "tokens",
+    "margin": "nats of margin",
+}
 
 
 def versus_json(versus: Versus) -> dict[str, object]:

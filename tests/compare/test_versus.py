@@ -115,6 +115,17 @@ def test_examples_need_a_record_of_them(world):
     assert compare_runs([a], [b], at="examples").reached == 40
 
 
+def test_tokens_need_a_record_of_them(world):
+    a = run_of(world, FAST)
+    with pytest.raises(MismatchError, match="record of the tokens"):
+        compare_runs([a], [a], at="tokens")
+    counts = {s: 100 + s for s in range(1, 21)}
+    a = dataclasses.replace(a, tokens=counts)
+    half = {s: 0.5 * n for s, n in counts.items()}
+    b = dataclasses.replace(run_of(world, FAST, seed=3), tokens=half)
+    assert compare_runs([a], [b], at="tokens").reached == sum(half.values())
+
+
 def test_several_seeds_are_the_unit_where_they_are_given(world):
     a = [run_of(world, FAST, seed=s) for s in (0, 1, 2)]
     b = [run_of(world, SLOW, seed=s) for s in (3, 4)]

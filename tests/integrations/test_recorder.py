@@ -20,7 +20,7 @@ from ldeval.cli import main
 from ldeval.errors import TrainedRecordError
 from ldeval.integrations.order import OrderSettings, example_order
 from ldeval.integrations.recorder import decoded_ids, encoded_ids, merge_records
-from ldeval.store import read_trained
+from ldeval.store import read_trained, read_trained_tokens
 from tests.conftest import ROOT
 from tests.tiny import save_tiny
 from tests.training import (
@@ -126,6 +126,36 @@ def test_what_is_recorded_is_what_goes_through_the_model(
     assert len(seen) == len(ids)
     for name, text in zip(ids, seen, strict=True):
         assert texts[name] in text
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_the_tokens_that_the_loss_counts_are_recorded(
+    model: Path, tmp_path: Path, stage: str
+) -> None:
+    data = examples(PROBES, stage)
+    run = trainer(
+        model, tmp_path / "run", data, stage, gradient_accumulation_steps=2, max_steps=3
+    )
+    record_examples(run, IDS)
+    run.train()
+    length = {
+        row[IDS]: sum(row["completion_mask"])
+        if stage == "sft"
+        else len(row["chosen_ids"]) + len(row["rejected_ids"])
+        for row in run.train_dataset
+    }
+    kept = recorded(tmp_path / "run")
+    assert read_trained_tokens(tmp_path / "run") == {
+        step: sum(length[name] for name in ids) for step, ids in kept.items()
+    }
+
+
+def test_a_record_without_tokens_has_none(tmp_path: Path) -> None:
+    (tmp_path / "trained.jsonl").write_text(
+        '{"step": 1, "examples": ["a"], "tokens": 3}\n{"step": 2, "examples": ["a"]}\n'
+    )
+    assert read_trained_tokens(tmp_path) is None
+    assert read_trained_tokens(tmp_path / "nowhere") is None
 
 
 def test_recording_leaves_training_and_evaluation_alone(
