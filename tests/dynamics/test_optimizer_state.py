@@ -93,7 +93,9 @@ def trained(folder: Path, model: Any, **settings: Any) -> Path:
 def test_a_trainers_next_step_is_foretold_from_its_checkpoint(
     tmp_path: Path, optimizer: str
 ) -> None:
-    model = tiny_model("gpt_neox", len(tiny_tokenizer()))
+    # without biases: that of the keys has no gradient but rounding, which a
+    # normalised step makes as large as any other
+    model = tiny_model("llama", len(tiny_tokenizer()))
     run = trained(tmp_path, model, optim=optimizer)
     lm = open_causal_lm(str(run / "checkpoint-1"), base=str(tmp_path / "tokenizer"))
     later = open_causal_lm(str(run / "checkpoint-2"), base=str(tmp_path / "tokenizer"))

@@ -139,7 +139,7 @@ def test_the_tokens_that_the_loss_counts_are_recorded(
     record_examples(run, IDS)
     run.train()
     length = {
-        row[IDS]: sum(row["completion_mask"])
+        row[IDS]: sum(label != -100 for label in row["labels"])
         if stage == "sft"
         else len(row["chosen_ids"]) + len(row["rejected_ids"])
         for row in run.train_dataset

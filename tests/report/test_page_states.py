@@ -268,7 +268,8 @@ def test_wide_places_read_as_narrow_ones_do(
         page.wait_for_selector(".token")
         page.select_option('.prompt-detail select[data-control="from"]', "1")
         page.wait_for_function(
-            "document.querySelector('.prompt-kinds caption').innerText.match('20 to ')"
+            "() => document.querySelector('.prompt-kinds caption').innerText"
+            ".includes('20 to ')"
         )
         labels.append(
             page.locator(".token").evaluate_all("f => f.map((x) => x.ariaLabel)")
