@@ -124,12 +124,11 @@ def rows(stage: Stage, probes: ProbeSet) -> Dataset:
         if not probe.trained:
             continue
         if stage.objective == "dpo":
-            found.append({**example(probe, "dpo"), IDS: probe.probe_id})
+            found.append(example(probe, "dpo"))
             continue
         for kind in stage.train_on:
             own = {"chosen": probe.responses[kind]}
-            row = example(replace(probe, responses=own), "sft")
-            found.append({**row, IDS: probe.probe_id})
+            found.append(example(replace(probe, responses=own), "sft"))
     return Dataset.from_list(found)
 
 

@@ -45,9 +45,7 @@ TOLERANCE = 2e-4
 def trainer(options: argparse.Namespace, output: Path, callbacks: list[Any]) -> Any:
     """DPO as in the demo, with AdamW, dropout or not as the model has it."""
     probes = [p for p in read_probes(bundled_probes()) if p.trained]
-    data = Dataset.from_list(
-        [{**example(p, "dpo"), "probe_id": p.probe_id} for p in probes]
-    )
+    data = Dataset.from_list([example(p, "dpo") for p in probes])
     shared = settings("dpo", output, options.steps, 2)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     adapter = LoraConfig(r=8, lora_alpha=16) if options.lora else None

@@ -377,6 +377,9 @@ def test_a_killed_sweep_goes_on_and_ends_as_an_uninterrupted_one(
 
 
 def test_an_interrupt_keeps_what_is_finished(trained: Path, tmp_path: Path) -> None:
+    # a shell's background job would ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt() -> None:
         deadline = time.monotonic() + 60
         manifest = step_folder(tmp_path, "run", 0) / "manifest.json"
@@ -385,7 +388,12 @@ def test_an_interrupt_keeps_what_is_finished(trained: Path, tmp_path: Path) -> N
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    result = watch(tmp_path / "nothing-yet", settings(trained, tmp_path), interval=0.01)
+    try:
+        result = watch(
+            tmp_path / "nothing-yet", settings(trained, tmp_path), interval=0.01
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.scored == (0,)
 
 

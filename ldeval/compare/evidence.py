@@ -161,8 +161,9 @@ class SplitEvidence:
         """Why nothing can be decided on this split, or None."""
         limits = self.thresholds
         if self.clusters < limits.min_clusters:
+            split = "held-out" if self.split == "heldout" else self.split
             return (
-                f"{self.clusters} {self.split} clusters of prompts; a verdict needs at "
+                f"{self.clusters} clusters of {split} prompts; a verdict needs at "
                 f"least {limits.min_clusters}"
             )
         different = distinct_evaluations(self.tables)

@@ -9,7 +9,8 @@ parameter by parameter and freed at once: a whole one is held only where it must
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -240,15 +241,38 @@ def response_gradient(
     *,
     names: Sequence[str] | None = None,
 ) -> float:
-    """∇ ln π of one response; returns ln π, nats."""
+    """∇ ln π of one response; returns ln π, nats.
+
+    The whole derivative, also in the embedding of a padding token, which training
+    leaves out: it moves all the same where the output layer shares its row.
+    """
     found: list[float] = []
 
     def whole(totals: Tensor, _: Sequence[int]) -> Tensor:
         found.append(float(totals.detach().sum()))
         return totals.sum()
 
-    gradient(lm, list(sequences(lm, [request])), whole, sink, names=names)
+    with without_padding(lm):
+        gradient(lm, list(sequences(lm, [request])), whole, sink, names=names)
     return found[0]
+
+
+@contextmanager
+def without_padding(lm: CausalLM) -> Iterator[None]:
+    """Embeddings that give a padding token its gradient as any other.
+
+    torch's own leaves it out, and chat models whose padding token ends a turn have it
+    in every response.
+    """
+    layers = [m for m in lm.model.modules() if isinstance(m, torch.nn.Embedding)]
+    before = [layer.padding_idx for layer in layers]
+    try:
+        for layer in layers:
+            layer.padding_idx = None
+        yield
+    finally:
+        for layer, index in zip(layers, before, strict=True):
+            layer.padding_idx = index
 
 
 def gradient(

@@ -136,7 +136,7 @@ def test_identical_tables_let_no_verdict_hold():
 def test_ten_probes_leave_every_verdict_undecided_saying_how_many():
     for verdict in judge(*run_of(squeezed(), trained=10)).values():
         assert verdict.state == "undecided"
-        assert verdict.reason.startswith("10 trained clusters")
+        assert verdict.reason.startswith("10 clusters of trained")
 
 
 def test_clusters_count_not_prompts_when_texts_repeat():
@@ -148,7 +148,7 @@ def test_clusters_count_not_prompts_when_texts_repeat():
     world = dataclasses.replace(world, texts=texts)
     after = world.changed(squeezed()).table(10, world)
     for verdict in judge(world.table(0), after).values():
-        assert verdict.reason.startswith("12 trained clusters")
+        assert verdict.reason.startswith("12 clusters of trained")
 
 
 def test_held_out_probes_are_judged_apart_from_trained_ones():
@@ -163,7 +163,7 @@ def test_held_out_probes_are_judged_apart_from_trained_ones():
 def test_a_split_without_probes_is_undecided():
     for verdict in judge(*run_of(squeezed()), split="heldout").values():
         assert verdict.state == "undecided"
-        assert verdict.reason.startswith("0 heldout clusters")
+        assert verdict.reason.startswith("0 clusters of held-out")
 
 
 @pytest.mark.parametrize(

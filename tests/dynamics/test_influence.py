@@ -85,6 +85,24 @@ def test_the_parts_sum_to_the_whole_step(architecture: str, family: str) -> None
     assert (np.abs(parts.history).max() > 0) == (family == "adamw")
 
 
+def test_a_padding_token_that_ends_every_turn_counts_like_any_other() -> None:
+    """torch leaves it out of the embedding's gradient, as a real step does; but a tied
+    output layer moves it all the same, and every response with it."""
+    lm = tiny_lm("llama_tied")
+    (embedding,) = (m for m in lm.model.modules() if isinstance(m, torch.nn.Embedding))
+    requests = probe_requests(lm, 2, KINDS)
+    padding = min(set.intersection(*(set(r.ids[: r.stop - 1]) for r in requests)))
+    embedding.padding_idx = padding
+    case = Case(lm, family="sgd", max_norm=None)
+    assert case.parts(case.plan("responses")).gap < 1e-9
+    assert embedding.padding_idx == padding
+    step = case.step.total()
+    before = scored(lm, case.requests).numpy()
+    up, down = measured_changes(lm, case.requests, step, (1e-3, -1e-3), before)
+    parts = case.parts(case.plan("examples"))
+    assert np.allclose((up - down) / 2e-3, parts.influence.sum(1), rtol=1e-4)
+
+
 @pytest.mark.parametrize("held", [1, 2, 100])
 def test_both_routes_and_every_memory_budget_give_one_table(held: int) -> None:
     case = Case(tiny_lm())
