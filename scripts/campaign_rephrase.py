@@ -126,6 +126,8 @@ def build_command(
         *("--limit", str(options.prompts - heldout), str(heldout)),
         *("--rephraser", url, "--rephraser-model", NAME),
         *("--concurrency", str(CONCURRENCY), "--price", "0.5", "1.5"),
+        # an answer that is given up on would be asked for again
+        *("--timeout", "900"),
         *("--initial-model", options.model, "--initial-tokens", "64"),
         *("--initial-backend", "local-completions", "--initial-args", initial),
     ]
