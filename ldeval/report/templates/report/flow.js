@@ -116,10 +116,12 @@ function flowLabel(flow, box, anchor, x, room) {
   const share = flow[`${box.bin}_share`];
   const words = wrapWords(box.words, Math.floor(room / 6.6));
   const digits = Math.max(3, placesOf(estimate));
-  const more = share && isNumber(share.value) ? ` · ${percent(share.value)} net` : "";
+  const figures = [short(estimate, digits)];
+  if (share && isNumber(share.value)) figures.push(`${percent(share.value)} net`);
+  const together = figures.join(" · ");
   const lines = [
     ...words.map((line) => ["", line]),
-    ["strong", short(estimate, digits) + more],
+    ...(together.length * 7.2 > room ? figures : [together]).map((line) => ["strong", line]),
     ["axis-title", isNumber(estimate.low) ? interval(estimate, digits) : ""],
   ];
   const top = box.y + box.tall / 2 - (15 * lines.length) / 2 + 11;
