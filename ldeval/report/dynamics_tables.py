@@ -91,7 +91,7 @@ def breaking_sentence(found: Prediction) -> str:
     if broken is None:
         sizes = "at every size that was measured, up to" if len(held) > 1 else "at"
         return f"First order foretold {within} {sizes} {held[-1].factor:g}× the step."
-    where = f"{broken.factor:g}× the step (R² {number(broken.r2, 3, signed=True)})"
+    where = f"{broken.factor:g}× the step (R² {number(broken.r2, 3, signed=False)})"
     if not held:
         return (
             f"First order did not foretell {within}, from the smallest size: {where}."

@@ -14,6 +14,7 @@ from pathlib import Path
 from ldeval.cli import main
 from ldeval.dynamics.results import read_prediction, read_results
 from ldeval.probes import ProbeSet, write_probes
+from ldeval.records import Manifest
 from ldeval.report import Beside, Joined, PageRun, join_results
 from tests.report.page_world import HOSTILE, ScoredRun
 from tests.tiny import save_run
@@ -76,11 +77,9 @@ def first_order_of(run: ScoredRun, place: Path) -> FirstOrder:
     settings = read_prediction(folder).settings
     tokenizer, weights = settings["tokenizer"], settings["weights"]
 
-    def hashed(manifest):  # type: ignore[no-untyped-def]
-        named = {"tokenizer_hash": tokenizer}
-        if manifest.step == 20:
-            named["weights_hash"] = weights
-        return dataclasses.replace(manifest, **named)
+    def hashed(manifest: Manifest) -> Manifest:
+        own = weights if manifest.step == 20 else manifest.weights_hash
+        return dataclasses.replace(manifest, tokenizer_hash=tokenizer, weights_hash=own)
 
     tables = [dataclasses.replace(t, manifest=hashed(t.manifest)) for t in run.tables]
     manifests = tuple(hashed(m) for m in run.comparison.manifests)

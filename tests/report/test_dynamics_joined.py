@@ -146,7 +146,7 @@ def test_what_is_embedded_is_bounded_and_says_how_much_there_was() -> None:
         ((0.999, 0.95, 0.92), "at every size that was measured, up to 4× the step"),
         (
             (0.999, 0.95, 0.2),
-            "up to 1× the step, and no longer at 4× the step (R² +0.2",
+            "up to 1× the step, and no longer at 4× the step (R² 0.200)",
         ),
         ((0.5, 0.95, 0.99), "from the smallest size: 0.5× the step"),
         ((0.99, float("nan"), 0.99), "no longer at 1× the step (R² –)"),

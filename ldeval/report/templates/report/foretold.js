@@ -91,7 +91,7 @@ function pointLegend(kinds) {
     onpointerenter: () => brighten(kind), onpointerleave: () => brighten(null),
     onfocus: () => brighten(kind), onblur: () => brighten(null) },
   s("svg", { class: "swatch", width: 10, height: 10, "aria-hidden": "true" },
-    s("circle", { cx: 5, cy: 5, r: 4, fill: lookOf(kind).line })), h("span", null, kind)));
+    s("circle", { cx: 5, cy: 5, r: 3.6, ...pointLook(kind) })), h("span", null, kind)));
   const quick = (label, off) => h("button", { type: "button", class: "quiet",
     onclick: () => change("unplotted", new Set(off)) }, label);
   const legend_ = h("div", { class: "legend" },
@@ -100,6 +100,16 @@ function pointLegend(kinds) {
   listenHere(legend_, ["unplotted"], () => buttons.forEach((button, i) =>
     button.setAttribute("aria-pressed", String(!state.unplotted.has(kinds[i])))));
   return legend_;
+}
+
+/** Kinds of one colour are told apart: those after the first have open points. */
+function pointLook(kind) {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(`--k-${(LOOKS.get(name) || {}).css}`);
+  const names = core.kinds.map((found) => found.name);
+  const open = names.slice(0, Math.max(names.indexOf(kind), 0))
+    .some((name) => colour(name) === colour(kind));
+  return open ? { fill: "none", stroke: lookOf(kind).line, "stroke-width": 1.6 } : { fill: lookOf(kind).line };
 }
 
 function brighten(kind) {
@@ -130,7 +140,7 @@ function drawScatter(holder, found, data, width) {
   const marks = [ticks(low, high, (width - pad.left) / 80), ticks(low, high, height / 60)];
   const words = marks.map((some) => tickText(some));
   const groups = kindOrder(new Set(points.map(({ row }) => row.kind))).map((kind) =>
-    s("g", { "data-kind": kind, fill: lookOf(kind).line }, points.filter(({ row }) => row.kind === kind)
+    s("g", { "data-kind": kind, ...pointLook(kind) }, points.filter(({ row }) => row.kind === kind)
       .map(({ x, y }) => s("circle", { cx: across(x).toFixed(1), cy: up(y).toFixed(1), r: 3.4 }))));
   const ring = s("g", { class: "ring" });
   const overall = found.agreements.find((a) => a.kind === null && a.factor === Number(state.factor));

@@ -3,6 +3,7 @@
 
 const MOVERS_PAGE = 40;
 const PULLED_SHOWN = 8;
+const PUSHES_SHOWN = 6;
 
 function keyOf(row) {
   return `${row.probe_id}\n${row.kind}`;
@@ -15,7 +16,8 @@ function isPulled(row) {
 
 function moversView(run) {
   if (!resultsWith(run, "influence").length) return null;
-  Object.assign(state, { movers: null, moved: null, sought: "", soughtKind: "any", moversLimit: MOVERS_PAGE });
+  Object.assign(state, { movers: null, moved: null, sought: "", soughtKind: "any",
+    moversLimit: MOVERS_PAGE, pushes: PUSHES_SHOWN });
   const body = h("div");
   const select = resultsPicker(run, "influence", "movers");
   const view = section("movers", "Which example moved what",
@@ -40,7 +42,7 @@ function moversBody(found, data, worded) {
   const list = h("div", { class: "prompt-list" });
   const detail = h("div", { class: "prompt-detail", id: "moved-detail", tabindex: "-1" });
   listenHere(list, ["sought", "soughtKind", "moversLimit"], () => drawMoved(list, found, data));
-  listenHere(detail, ["moved"], () => {
+  listenHere(detail, ["moved", "pushes"], () => {
     detail.replaceChildren(...movedDetail(rows.get(state.moved) || found.responses[0], found, data));
     markMoved(list);
   });
@@ -78,13 +80,13 @@ function pulledTable(found, data) {
     h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Hallucinations and what pushed them up" },
       h("table", { class: "pulled" }, h("thead", null, h("tr", null,
         ["response", "to the prompt", "rises by, nats", "pushed up most by", ""].map((word, i) =>
-          h("th", { scope: "col", class: i === 2 ? null : "left" }, word || h("span", { class: "unseen" }, "open"))))),
+          h("th", { scope: "col", class: i === 2 ? null : "left", "aria-label": word ? null : "open" }, word)))),
       h("tbody", null, rows.map((row) => h("tr", null,
         h("th", { scope: "row" }, swatch(row.kind), row.kind),
         h("td", { class: "left" }, h("bdi", { class: "clip" }, clipped(promptOf(data, row.probe_id), 90))),
         h("td", null, sized(row.total)),
         h("td", { class: "left" }, row.up.length ? row.up.slice(0, 3).map((item, i) => [i ? ", " : "",
-          h("bdi", null, clipped(item.example_id, 40)), ` ${sized(item.influence)} (${percent(item.share)})`])
+          h("bdi", null, ending(item.example_id, 40)), ` ${sized(item.influence)} (${percent(item.share)})`])
           : "no example: history or decay"),
         h("td", null, h("button", { type: "button", class: "quiet",
           "aria-label": plainText(`Take apart ${row.kind} of ${row.probe_id}`),
@@ -144,10 +146,12 @@ function movedDetail(row, found, data) {
     return h("tr", { "data-part": name }, h("th", { scope: "row" }, head), h("td", null, sized(value)),
       h("td", null, row.size ? percent(value / row.size) : NONE), h("td", { class: "bars" }, mark));
   };
-  const items = (some) => some.map((item) => line(exampleHead(item.example_id, found), item.influence, "example"));
+  const items = (some) => some.slice(0, state.pushes).map((item) => line(exampleHead(item.example_id, found), item.influence, "example"));
   const none = (words) => h("tr", null, h("td", { class: "left faint", colspan: 4 }, words));
   const group = (words) => h("tr", null, h("th", { scope: "rowgroup", colspan: 4, class: "group" }, words));
   const where = data ? data.probes.indexOf(row.probe_id) : -1;
+  const listed = row.up.length + row.down.length;
+  const folded = Math.max(row.up.length, row.down.length) > state.pushes;
   return [h("h3", null, swatch(row.kind), " ", row.kind, " of ", h("bdi", null, row.probe_id),
     h("span", { class: "faint" }, ` ${SPLIT_WORDS[row.split]} prompt, ${grouped(row.n_tokens)} tokens`)),
   h("div", { class: "prompt-box" }, h("span", { class: "role" }, "prompt"),
@@ -158,13 +162,19 @@ function movedDetail(row, found, data) {
     " to first order, from ", sized(row.logprob, 4), "."),
   h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "What moved this response" },
     h("table", { class: "pushes" }, h("thead", null, h("tr", null, ["what", "Δ ln π, nats", "share", ""].map((word, i) =>
-      h("th", { scope: "col", class: i ? null : "left" }, word || h("span", { class: "unseen" }, "size"))))),
+      h("th", { scope: "col", class: i ? null : "left", "aria-label": word ? null : "size" }, word)))),
     h("tbody", null, group("pushed it up"), row.up.length ? items(row.up) : none("no example")),
     h("tbody", null, group("pushed it down"), row.down.length ? items(row.down) : none("no example")),
     h("tbody", null, group("beside them"),
       row.rest_count ? line(`the other ${grouped(row.rest_count)} examples together`, row.rest, "rest") : null,
       line("history: what the optimizer remembers", row.history, "history"),
       line("weight decay", row.decay, "decay")))),
+  folded ? h("button", { type: "button", class: "quiet more", "data-more": "pushes",
+    onclick: () => {
+      change("pushes", core.examples_shown);
+      document.getElementById("moved-detail").focus({ preventScroll: true });
+    } },
+  `show all ${listed} listed examples`) : "",
   h("p", { class: "note" }, "Shares are of the sizes of all parts together, signs kept."),
   where < 0 ? "" : h("button", { type: "button", class: "quiet", "data-to": "prompt",
     onclick: () => toPrompt(data, row.probe_id) }, "this prompt, token by token")];
@@ -173,7 +183,7 @@ function movedDetail(row, found, data) {
 function exampleHead(id, found) {
   const texts = found.texts[id];
   if (!texts) return h("bdi", null, id);
-  return fold(h("span", null, h("bdi", null, clipped(id, 60)), " ",
+  return fold(h("span", null, h("bdi", null, ending(id, 60)), " ",
     h("bdi", { class: "faint" }, clipped(texts.prompt || "", 60))),
   () => Object.entries(texts).map(([name, text]) => h("div", null, h("span", { class: "role" }, name),
     h("div", { class: "said", dir: "auto" }, shown(text, true)))), { class: "example" });
@@ -228,6 +238,12 @@ function responseOf(data, row) {
 function clipped(text, length) {
   const flat = text.replace(/\s+/g, " ");
   return flat.length > length ? [...flat].slice(0, length).join("") + "…" : flat;
+}
+
+/** The end of an id, where the line stands; its beginning is a path. */
+function ending(id, length) {
+  const letters = [...id];
+  return letters.length > length ? "…" + letters.slice(-length).join("") : id;
 }
 
 const MOVED_KEYS = ["probe_id", "kind", "split", "n_tokens", "logprob", "total", "history", "decay",

@@ -43,7 +43,7 @@ function riskBody(found, data, worded) {
     holder,
     h("p", { class: "note" }, `${grouped(found.count)} pairs, most at risk first`
       + (less > 0 ? `; the ${grouped(found.pairs.length)} most at risk are in this page, all in the file of 'ldeval risk --json'` : "")
-      + (found.skipped ? `; ${grouped(found.skipped)} rows gave no pair` : "")
+      + (found.skipped ? `; ${grouped(found.skipped)} ${found.skipped === 1 ? "row" : "rows"} gave no pair` : "")
       + ". Moves in nats per unit of learning rate. valley: rejected's tokens after the first difference with ‖π‖² > p."),
     fold("Settings", () => worded.parts.risk.map((record) => tableOf(record)))];
 }
@@ -68,10 +68,10 @@ function riskTable(found, data) {
     h("table", { class: "risks" },
       h("thead", null, h("tr", null, ["", "pair", "chosen moves", "rejected moves", "", "⟨w,l⟩/‖w‖²",
         "CHES, normalised", "valley", "edit similarity"].map((word, i) => h("th", { scope: "col",
-        class: [1, 4].includes(i) ? "left" : null },
-      word || h("span", { class: "unseen" }, i ? "fall" : "rank"))))),
+        class: [1, 4].includes(i) ? "left" : null,
+        "aria-label": word ? null : i ? "both fall" : "rank" }, word)))),
       h("tbody", null, shownNow.map((pair) => h("tr", null, h("td", null, grouped(pair.rank)),
-        h("th", { scope: "row", class: "long" }, h("bdi", null, clipped(pair.example_id, 60)),
+        h("th", { scope: "row", class: "long" }, h("bdi", null, ending(pair.example_id, 60)),
           text(pair) === pair.example_id ? null
             : h("bdi", { class: "faint" }, ` ${clipped(text(pair), 60)}`)),
         h("td", null, sized(pair.chosen_change)), h("td", null, sized(pair.rejected_change)),
