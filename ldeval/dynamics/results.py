@@ -175,7 +175,7 @@ def read_results(place: Path) -> DynamicsResults:
         read_influence(place) if begun or (place / INFLUENCE).is_file() else None,
         read_risk(place / RISK) if (place / RISK).is_file() else None,
     )
-    if found.prediction is found.influence is found.risk is None:
+    if not (found.prediction or found.influence or found.risk):
         raise StoreError(
             f"{place}: holds none of {PREDICTION}, {INFLUENCE} and {RISK}. Name a "
             "folder that 'ldeval predict -o', 'influence -o' or 'risk --json' wrote."

@@ -66,7 +66,7 @@ def _prediction(found: Prediction) -> dict[str, Any]:
 def _widest(error: np.ndarray, size: int) -> list[int]:
     """All places, or the half of ``size`` with the largest error and of the others
     every so many-th, so that neither outliers nor the bulk go unseen."""
-    order = np.argsort(-error, kind="stable").tolist()
+    order: list[int] = np.argsort(-error, kind="stable").tolist()
     if len(order) <= size:
         return order
     first, others = order[: size // 2], order[size // 2 :]

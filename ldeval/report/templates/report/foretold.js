@@ -15,6 +15,15 @@ function resultsPicker(run, part, key) {
   return picker("results", key, places.map((place) => [place, run.dynamics[place].name]));
 }
 
+/** What of a part was compared with the run. */
+function checkedWords(worded, part) {
+  const own = worded.checked.filter((text) => {
+    const [, named_] = /^(prediction|influence|risk): /.exec(text) || [];
+    return !named_ || named_ === part;
+  });
+  return h("p", { class: "why" }, own.join("; "), ".");
+}
+
 /** Draws with the results that are looked at, and again when others are. */
 function withResults(view, part, key, draw) {
   const number_ = state.run;
@@ -59,7 +68,7 @@ function foretoldBody(found, data, worded) {
   const table = h("div");
   listenHere(table, ["factor"], () => table.replaceChildren(agreementTable(found)));
   const less = found.count - found.responses.length;
-  return [h("p", { class: "why" }, worded.checked.join("; "), "."),
+  return [checkedWords(worded, "prediction"),
     h("p", null, found.words),
     controls(sizes.length > 1 ? choice("size of the step", "factor", sizes) : null,
       saves(pictures("foretold"), downloads("predictions", () => predictionRecords(found, worded)))),

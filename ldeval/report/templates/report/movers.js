@@ -50,7 +50,7 @@ function moversBody(found, data, worded) {
   const gap = found.exact ? `exact: parts and whole differ by at most ${sized(found.gap, 2)} of the parts' sizes`
     : `estimated from projected gradients: relative error ${sized(found.projection.relative, 2)} on `
       + `${found.projection.checked} examples that were computed exactly too`;
-  return [h("p", { class: "why" }, worded.checked.join("; "), "."),
+  return [checkedWords(worded, "influence"),
     pulledTable(found, data),
     h("h3", null, "Any response"),
     controls(h("label", { class: "picker" }, h("span", null, "search"), search),

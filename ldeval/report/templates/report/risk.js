@@ -34,7 +34,7 @@ function riskBody(found, data, worded) {
     placeholder: "in pairs", oninput: () => { state.riskLimit = RISK_PAGE; change("riskQuery", search.value); } });
   search.value = state.riskQuery;
   const less = found.count - found.pairs.length;
-  return [h("p", { class: "why" }, worded.checked.join("; "), "."),
+  return [checkedWords(worded, "risk"),
     controls(h("label", { class: "picker" }, h("span", null, "search"), search),
       gradients ? choice("pairs", "riskOnly", [["any", "all"], ["fall", "both fall"]]) : null,
       picker("order", "riskBy", orders.map(([key, text]) => [key, key === "rank"
