@@ -122,6 +122,15 @@ def _report_command(commands: Any) -> None:
         help="a tokenizer.json or its folder, to spell tokens (default: the one that "
         "the sweep kept, or the checkpoints')",
     )
+    command.add_argument(
+        "--dynamics",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders that 'ldeval predict', 'influence' and 'risk --json' wrote: "
+        "first order beside what happened",
+    )
     command.add_argument("--title", default="What training did")
     command.add_argument("--allow-mixed", action="store_true")
 
@@ -141,6 +150,7 @@ def _report(options: argparse.Namespace) -> int:
         _page(run, comparison, options.probes, options.tokenizer)
         for run, comparison in zip(options.runs, comparisons, strict=True)
     ]
+    pages = _joined(pages, options.dynamics)
     for comparison in comparisons:
         print(print_summary(comparison))
     if options.html is not None:
@@ -180,6 +190,26 @@ def _page(
         None if texts.tokenizer is None else read_pieces(texts.tokenizer),
         pieces_named=tokenizer is not None,
     )
+
+
+def _joined(pages: Sequence[Any], places: Sequence[Path]) -> list[Any]:
+    """The pages with the results of first order that fit each.
+
+    Raises:
+        MismatchError: results fit none.
+        StoreError: a folder holds none, or they are damaged.
+    """
+    from dataclasses import replace
+
+    from ldeval.dynamics.results import read_results
+    from ldeval.report import Beside, join_results
+
+    found = [read_results(place) for place in places]
+    beside = [Beside(page.comparison, page.probes) for page in pages]
+    return [
+        replace(page, dynamics=joined)
+        for page, joined in zip(pages, join_results(found, beside), strict=True)
+    ]
 
 
 # ---------------------------------------------------------------------------- compare

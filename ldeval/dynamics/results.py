@@ -33,6 +33,7 @@ from ldeval.errors import IncompleteError, StoreError
 from ldeval.records import (
     DYNAMICS_VERSION,
     Agreement,
+    DynamicsResults,
     FloatArray,
     InfluenceTable,
     PairRisk,
@@ -127,6 +128,7 @@ def read_influence(folder: Path) -> InfluenceTable:
             projection={k: _number(v) for k, v in record["projection"].items()},
             kernel=matrix("kernel"),
             kernel_se=matrix("kernel_se"),
+            texts=record.get("texts") or {},
         )
 
 
@@ -155,6 +157,39 @@ def read_risk(path: Path) -> RiskReport:
             pairs=tuple(PairRisk(**_numbers(row, ("example_id",))) for row in pairs),
             skipped=tuple((place, reason) for place, reason in record["skipped"]),
         )
+
+
+def read_results(place: Path) -> DynamicsResults:
+    """Whatever of the three a folder holds, or the one that a file is.
+
+    Raises:
+        StoreError: there is none, or one is damaged or of another schema.
+        IncompleteError: an influence table is not whole.
+    """
+    if place.is_file():
+        return _read_one(place)
+    begun = (place / ROWS).is_file()
+    found = DynamicsResults(
+        place.resolve().name,
+        read_prediction(place) if (place / PREDICTION).is_file() else None,
+        read_influence(place) if begun or (place / INFLUENCE).is_file() else None,
+        read_risk(place / RISK) if (place / RISK).is_file() else None,
+    )
+    if not (found.prediction or found.influence or found.risk):
+        raise StoreError(
+            f"{place}: holds none of {PREDICTION}, {INFLUENCE} and {RISK}. Name a "
+            "folder that 'ldeval predict -o', 'influence -o' or 'risk --json' wrote."
+        )
+    return found
+
+
+def _read_one(path: Path) -> DynamicsResults:
+    name = path.resolve().parent.name
+    if path.name == PREDICTION:
+        return DynamicsResults(name, prediction=read_prediction(path.parent))
+    if path.name == INFLUENCE:
+        return DynamicsResults(name, influence=read_influence(path.parent))
+    return DynamicsResults(path.stem, risk=read_risk(path))
 
 
 # ------------------------------------------------------------------------- JSON, strict

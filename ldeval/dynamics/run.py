@@ -43,10 +43,15 @@ from ldeval.records import (
     FloatArray,
     InfluenceTable,
     Prediction,
+    Probe,
     ProbeResponse,
     RiskReport,
 )
 from ldeval.scoring.batch import ScoreRequest
+
+_TRAINED = ("chosen", "rejected")
+_BEGINNING = 600
+"""Characters of an example's texts that are kept beside its influence."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ class Planned:
     batch: list[TrainingExample]
     step: Step
     left_out: list[Excluded]
+    texts: Mapping[str, Mapping[str, str]]
+    """Beginnings of the batch's texts, by example id."""
 
 
 def plan(lm: CausalLM, opening: Opening, wanted: StepSettings) -> Planned:
@@ -135,7 +142,18 @@ def plan(lm: CausalLM, opening: Opening, wanted: StepSettings) -> Planned:
     if wanted.replayed:
         state = replay(lm, batches[:-1], loss, state, max_norm=wanted.max_norm)
     step = plan_step(lm, batches[-1], loss, state, max_norm=wanted.max_norm)
-    return Planned(lm, batches[-1], step, left_out)
+    named = {example.example_id for example in batches[-1]}
+    texts = {p.probe_id: _beginnings(p) for p in examples if p.probe_id in named}
+    return Planned(lm, batches[-1], step, left_out, texts)
+
+
+def _beginnings(probe: Probe) -> dict[str, str]:
+    """What an example asks and answers, as far as a reader needs to know it again."""
+    prompt = probe.prompt
+    asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    answers = {kind: found.text for kind, found in probe.responses.items()}
+    texts = {"prompt": asked, **{k: answers[k] for k in _TRAINED if k in answers}}
+    return {name: text[:_BEGINNING] for name, text in texts.items()}
 
 
 def _reference(opening: Opening, wanted: StepSettings) -> CausalLM | None:
@@ -357,6 +375,7 @@ def run_influence(
         projection=dict(error),
         kernel=kernel,
         kernel_se=kernel_se,
+        texts=planned.texts,
     )
     return table, journal
 
@@ -414,6 +433,8 @@ def run_risk(
     settings = {
         **dataclasses.asdict(opening),
         "weights": lm.weights_hash(),
+        "tokenizer": lm.codec.tokenizer_hash,
+        "template": lm.codec.template_hash,
         "data": source,
         "loss": {"name": type(wanted.loss).__name__, **dataclasses.asdict(wanted.loss)},  # type: ignore[call-overload]
         "gradients": gradients,

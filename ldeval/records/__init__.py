@@ -24,6 +24,7 @@ from ldeval.records.comparison import (
 from ldeval.records.dynamics import (
     DYNAMICS_VERSION,
     Agreement,
+    DynamicsResults,
     InfluenceTable,
     PairRisk,
     Prediction,
@@ -127,6 +128,7 @@ __all__ = [
     "Decay",
     "DigitsStudy",
     "Distribution",
+    "DynamicsResults",
     "Estimate",
     "Excluded",
     "Finding",

@@ -7,7 +7,7 @@ model, not from stored scores. Stored as docs/dynamics.md describes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ldeval.records.estimate import Estimate
@@ -107,6 +107,9 @@ class InfluenceTable:
     """[R, M] estimated ‖K‖_F between the response's and the example's logits."""
     kernel_se: FloatArray | None = None
     """[R, M] its standard error over random probes."""
+    texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By example id, the beginnings of its ``prompt``, ``chosen`` and ``rejected``, so
+    that a reader sees what pushed; empty in files that were written without."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,17 @@ class RiskReport:
     """Most at risk first."""
     skipped: tuple[tuple[str, str], ...]
     """(place, reason) of rows that give no pair."""
+
+
+@dataclass(frozen=True)
+class DynamicsResults:
+    """What one folder holds of first order; what was not computed is None."""
+
+    name: str
+    """Of the folder."""
+    prediction: Prediction | None = None
+    influence: InfluenceTable | None = None
+    risk: RiskReport | None = None
 
 
 @dataclass(frozen=True)

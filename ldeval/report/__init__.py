@@ -19,6 +19,11 @@
     ├── plots.py           changes, flow, influence
     ├── measure_plots.py   rich and poor, likeness to chosen
     ├── figure_plan.py     which figures a report has
+    ├── dynamics_match.py  which results of first order are of which run
+    ├── dynamics_json.py   the same results in JSON and CSV, bounded
+    ├── dynamics_tables.py first order in tables, and in words where it breaks
+    ├── dynamics_plots.py  predicted against measured; who moved what
+    ├── dynamics_report.py first order as files of its own
     ├── theory_plots.py    residuals, squeeze panels, the 2-gram example
     ├── digits_plots.py    the digits experiment
     ├── theory_tables.py   the toys in numbers
@@ -35,6 +40,7 @@ figures, matplotlib.
 
 from __future__ import annotations
 
+from ldeval.report.dynamics_match import Beside, Joined, join_results
 from ldeval.report.json_report import dumps, report_json, to_csv, to_json
 from ldeval.report.markdown import render_markdown
 from ldeval.report.page import PageRun, read_pieces, render_page
@@ -43,9 +49,12 @@ from ldeval.report.versus_report import dumps_versus, print_versus, write_stitch
 from ldeval.report.writing import write_page, write_report
 
 __all__ = [
+    "Beside",
+    "Joined",
     "PageRun",
     "dumps",
     "dumps_versus",
+    "join_results",
     "print_summary",
     "print_versus",
     "read_pieces",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from ldeval.report.tables import Table
 
 NAME_LIMIT = 40
 """Longest id that a table shows."""
+SETTINGS_LISTED = 8
+"""Longest list that a table of settings spells out."""
 PULLED_KINDS = (
     "irrelevant_train",
     "irrelevant_test",
@@ -71,6 +74,48 @@ def prediction_tables(found: Prediction) -> Iterator[Table]:
     )
     if len(found.parts) > 1:
         yield _parts_table(found)
+
+
+HOLDS = 0.9
+"""R² from which the prediction is said to foretell the changes."""
+
+
+def breaking_sentence(found: Prediction) -> str:
+    """Up to which size of the step first order foretold what happened."""
+    overall = sorted(
+        (a for a in found.agreements if a.kind is None), key=lambda a: a.factor
+    )
+    broken = next((a for a in overall if not a.r2 >= HOLDS), None)
+    held = [a for a in overall if broken is None or a.factor < broken.factor]
+    within = f"at least {percent(HOLDS)} of the variance of the measured changes"
+    if broken is None:
+        sizes = "at every size that was measured, up to" if len(held) > 1 else "at"
+        return f"First order foretold {within} {sizes} {held[-1].factor:g}× the step."
+    where = f"{broken.factor:g}× the step (R² {number(broken.r2, 3, signed=False)})"
+    if not held:
+        return (
+            f"First order did not foretell {within}, from the smallest size: {where}."
+        )
+    return (
+        f"First order foretold {within} up to {held[-1].factor:g}× the step, and no "
+        f"longer at {where}."
+    )
+
+
+def settings_table(settings: Mapping[str, Any], title: str) -> Table:
+    """What the numbers depend on."""
+    named = {k: v for k, v in settings.items() if v not in (None, "", [], {})}
+    cells = [
+        count(len(value), "entry", "entries")
+        if isinstance(value, list) and len(value) > SETTINGS_LISTED
+        else visible(str(value))
+        for value in named.values()
+    ]
+    columns = [
+        text_column("setting", [visible(str(key)) for key in named]),
+        text_column("value", cells),
+    ]
+    return assemble(title, columns, "", Footnotes())
 
 
 def _slope(value: float) -> str:

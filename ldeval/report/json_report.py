@@ -49,12 +49,25 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def report_json(comparisons: Sequence[Comparison], title: str) -> dict[str, Any]:
-    """Several comparisons in one document: ``schema_version``, ``title``, ``runs``."""
+def report_json(
+    comparisons: Sequence[Comparison],
+    title: str,
+    dynamics: Sequence[Sequence[Mapping[str, Any]]] = (),
+) -> dict[str, Any]:
+    """Several comparisons in one document: ``schema_version``, ``title``, ``runs``.
+
+    Args:
+        dynamics: for each comparison, results of first order as plain values; a run
+            that has none has no such key.
+    """
+    runs = [to_json(comparison) for comparison in comparisons]
+    for run, found in zip(runs, dynamics or [()] * len(runs), strict=True):
+        if found:
+            run["dynamics"] = list(found)
     return {
         "schema_version": REPORT_SCHEMA_VERSION,
         "title": title,
-        "runs": [to_json(comparison) for comparison in comparisons],
+        "runs": runs,
     }
 
 
@@ -132,17 +145,24 @@ _ENDS = ("value", "low", "high", "se", "level", "n", "clusters", "reason")
 _Row = dict[str, Any]
 
 
-def to_csv(comparisons: Comparison | Sequence[Comparison]) -> dict[str, str]:
+def to_csv(
+    comparisons: Comparison | Sequence[Comparison],
+    dynamics: Sequence[Mapping[str, Sequence[_Row]]] = (),
+) -> dict[str, str]:
     """Each table of a comparison as CSV text by name, full precision.
 
     Numbers are Python's shortest exact form; undefined ones are empty and their reason
     stands in the estimate's ``_reason`` column. Text that a spreadsheet would run as a
     formula gets a leading apostrophe.
+
+    Args:
+        comparisons: One, or several.
+        dynamics: for each, the rows of further tables by their names.
     """
     stages = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
     tables: dict[str, list[_Row]] = {}
-    for stage in stages:
-        for name, rows in _tables(stage).items():
+    for stage, more in zip(stages, dynamics or [{}] * len(stages), strict=True):
+        for name, rows in [*_tables(stage).items(), *more.items()]:
             named = [{"run": stage.run} | row for row in rows]
             tables.setdefault(name, []).extend(named)
     return {name: _write(rows) for name, rows in tables.items() if rows}

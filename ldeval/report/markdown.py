@@ -19,6 +19,13 @@ from ldeval.report.change_tables import (
     pairs_table,
     share_table,
 )
+from ldeval.report.dynamics_match import Joined
+from ldeval.report.dynamics_tables import (
+    breaking_sentence,
+    influence_tables,
+    prediction_tables,
+    risk_table,
+)
 from ldeval.report.escape import for_markdown, visible
 from ldeval.report.figure_plan import plan
 from ldeval.report.measure_tables import (
@@ -124,6 +131,7 @@ def render_markdown(
     *,
     title: str = "What training changed",
     remark: str | None = None,
+    dynamics: Sequence[Sequence[Joined]] = (),
 ) -> str:
     """The report of one run, or of several stages in their order.
 
@@ -133,6 +141,7 @@ def render_markdown(
             an absent one is left out.
         title: The heading.
         remark: One sentence below the heading, such as what could not be drawn.
+        dynamics: for each comparison, results of first order that fit it.
     """
     stages = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
     parts = [f"# {for_markdown(title)}", *(_introduction(c) for c in stages)]
@@ -142,6 +151,7 @@ def render_markdown(
     parts += _section("What changed", stages, _sentences)
     parts += _figures(figures, stages)
     parts += _section("Tables", stages, _tables)
+    parts += _first_order(stages, dynamics)
     parts += ["## How to read this", *_paragraphs(HOW_TO_READ)]
     parts += _section("What was left out", stages, _left_out)
     parts += _section("Where the numbers come from", stages, _sources)
@@ -243,6 +253,32 @@ def _tables(comparison: Comparison, heading: int) -> Iterable[str]:
     for summary, group in folded.items():
         if text := "\n\n".join(_filled(group, heading)):
             yield _folded(summary, text)
+
+
+def _first_order(
+    stages: Sequence[Comparison], dynamics: Sequence[Sequence[Joined]]
+) -> list[str]:
+    """Results of first order, stage by stage; nothing where there are none."""
+    parts: list[str] = []
+    for stage, found in zip(stages, dynamics or [()] * len(stages), strict=True):
+        if found and len(stages) > 1:
+            parts.append(f"### {for_markdown(stage.run)}")
+        for joined in found:
+            checked = "; ".join(joined.checked)
+            parts.append(f"**{for_markdown(joined.name)}**: {for_markdown(checked)}.")
+            parts += _results(joined, 4 if len(stages) > 1 else 3)
+    return ["## First order", *parts] if parts else []
+
+
+def _results(joined: Joined, heading: int) -> Iterable[str]:
+    found = joined.results
+    if found.prediction is not None:
+        yield for_markdown(breaking_sentence(found.prediction))
+        yield from _filled(prediction_tables(found.prediction), heading)
+    if found.influence is not None:
+        yield from _filled(influence_tables(found.influence), heading)
+    if found.risk is not None:
+        yield from _filled([risk_table(found.risk)], heading)
 
 
 def _filled(tables: Iterable[Table], heading: int) -> Iterable[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ldeval.errors import MissingExtraError
 from ldeval.records import Comparison
 from ldeval.report.canvas import image
+from ldeval.report.dynamics_json import results_json, results_rows
 from ldeval.report.figure_plan import plan
 from ldeval.report.json_report import dumps, report_json, to_csv
 from ldeval.report.markdown import render_markdown
@@ -38,8 +39,8 @@ def write_report(
         comparisons: At least one comparison.
         folder: Made if it is not there; files of the same name are replaced.
         title: Heading of the report.
-        pages: The comparisons again, with the scores and texts of single prompts;
-            without them the page shows no single prompts.
+        pages: The comparisons again, with the scores and texts of single prompts and
+            the results of first order; without them the report has neither.
 
     Returns:
         The path of ``report.md``.
@@ -52,14 +53,23 @@ def write_report(
     if not comparisons:
         raise ValueError("a report needs at least one comparison; none came")
     folder.mkdir(parents=True, exist_ok=True)
-    _put(folder / "report.json", dumps(report_json(comparisons, title)))
-    for name, text in to_csv(comparisons).items():
-        _put(folder / f"{name}.csv", text)
     runs = pages or [PageRun(comparison) for comparison in comparisons]
+    found = [[results_json(joined) for joined in run.dynamics] for run in runs]
+    _put(folder / "report.json", dumps(report_json(comparisons, title, found)))
+    rows = [results_rows(records) for records in found]
+    for name, text in to_csv(comparisons, rows).items():
+        _put(folder / f"{name}.csv", text)
     write_page(runs, folder / "report.html", title=title)
     figures, remark = _write_figures(comparisons, folder)
     report = folder / "report.md"
-    _put(report, render_markdown(comparisons, figures, title=title, remark=remark))
+    text = render_markdown(
+        comparisons,
+        figures,
+        title=title,
+        remark=remark,
+        dynamics=[run.dynamics for run in runs],
+    )
+    _put(report, text)
     return report
 
 

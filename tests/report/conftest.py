@@ -34,6 +34,7 @@ from ldeval.records import (
     Verdict,
 )
 from tests.report.browser import BROWSER, DRIVEN
+from tests.report.first_order_world import FirstOrder, first_order_of
 from tests.report.page_world import ScoredRun, scored_run
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ if TYPE_CHECKING:
 
 # not collected rather than skipped: scripts/setup installs a browser where it can, and
 # a machine that has none runs everything else
-collect_ignore = [] if DRIVEN else ["test_page_browser.py", "test_page_states.py"]
+collect_ignore = (
+    []
+    if DRIVEN
+    else ["test_page_browser.py", "test_page_states.py", "test_page_dynamics.py"]
+)
 
 Floats = npt.NDArray[np.float64]
 Factory = Callable[..., Comparison]
@@ -403,3 +408,11 @@ def browser() -> Iterator[Browser]:
 def dpo_run() -> ScoredRun:
     """A scored run with hostile prompts."""
     return scored_run()
+
+
+@pytest.fixture(scope="session")
+def first_order(
+    dpo_run: ScoredRun, tmp_path_factory: pytest.TempPathFactory
+) -> FirstOrder:
+    """The same run with what predict, influence and risk say on a tiny model."""
+    return first_order_of(dpo_run, tmp_path_factory.mktemp("first_order"))

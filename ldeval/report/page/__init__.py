@@ -5,6 +5,7 @@
     page/
     ├── build.py     the file: shell, style sheet, scripts, policy, data
     ├── view.py      what is said on the page, in words and tables
+    ├── dynamics.py  what is said of first order, in words and tables
     ├── scores.py    what the page shows of single prompts, gathered from the tables
     ├── pieces.py    the text of token ids
     └── blocks.py    values as text inside a page: JSON, and packed columns

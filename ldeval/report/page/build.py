@@ -18,6 +18,9 @@ from markupsafe import Markup
 
 from ldeval.errors import MismatchError
 from ldeval.records import Comparison, IntArray, Probe, ScoreSource
+from ldeval.report.dynamics_json import EXAMPLES, results_json
+from ldeval.report.dynamics_match import Joined
+from ldeval.report.dynamics_tables import PULLED_KINDS
 from ldeval.report.escape import visible
 from ldeval.report.json_report import REPORT_SCHEMA_VERSION, to_json
 from ldeval.report.page.blocks import (
@@ -27,6 +30,7 @@ from ldeval.report.page.blocks import (
     as_json,
     packed_json,
 )
+from ldeval.report.page.dynamics import dynamics_view
 from ldeval.report.page.pieces import Pieces
 from ldeval.report.page.scores import PromptScores, texts_of
 from ldeval.report.page.view import how_to_read, kind_records, run_view
@@ -46,6 +50,9 @@ SCRIPTS = (
     "flow.js",
     "influence.js",
     "claims.js",
+    "foretold.js",
+    "movers.js",
+    "risk.js",
     "tokens.js",
     "prompts.js",
     "page.js",
@@ -71,6 +78,8 @@ class PageRun:
     """What token ids spell; without them tokens are shown by id."""
     pieces_named: bool = False
     """Whether they were asked for: then it is an error where they do not fit."""
+    dynamics: Sequence[Joined] = ()
+    """Results of first order that fit it."""
 
 
 def render_page(
@@ -99,6 +108,8 @@ def render_page(
         "steps_per_nat": STEPS_PER_NAT,
         "lowest": LOWEST,
         "missing": MISSING,
+        "pulled_kinds": list(PULLED_KINDS),
+        "examples_shown": EXAMPLES,
         "runs": records,
     }
     style = style_variables() + "".join(_asset(name) for name in STYLES)
@@ -146,7 +157,14 @@ def _run(
     """The record of one run; its blocks are put into ``blocks``."""
     report = to_json(run.comparison)
     blocks[f"pairs-{number}"] = packed_json(report.pop("pairs"))
-    record = {"report": report, "view": run_view(run.comparison), "prompts": None}
+    for place, joined in enumerate(run.dynamics):
+        blocks[f"dynamics-{number}-{place}"] = packed_json(results_json(joined))
+    record = {
+        "report": report,
+        "view": run_view(run.comparison),
+        "dynamics": [dynamics_view(joined) for joined in run.dynamics],
+        "prompts": None,
+    }
     if run.scores:
         ordered = sorted(run.scores, key=lambda source: source.manifest.step)
         scores = PromptScores(ordered, worst)

@@ -67,6 +67,11 @@ function pairsOf(run) {
   return jsonBlock(`pairs-${run}`);
 }
 
+/** What first order gave beside a run: one block for each folder of results. */
+function dynamicsOf(run, place) {
+  return jsonBlock(`dynamics-${run}-${place}`);
+}
+
 /** The pair that is looked at: first to last, or one of successive checkpoints. */
 async function pairNow() {
   const run = state.run;

@@ -140,7 +140,10 @@ async function byPair(of) {
 async function wholeReport() {
   const runs = [];
   for (let i = 0; i < core.runs.length; i += 1) {
-    runs.push({ ...core.runs[i].report, pairs: await pairsOf(i) });
+    const run = { ...core.runs[i].report, pairs: await pairsOf(i) };
+    const places = core.runs[i].dynamics.map((_, place) => dynamicsOf(i, place));
+    if (places.length) run.dynamics = await Promise.all(places);
+    runs.push(run);
   }
   return { schema_version: core.schema_version, title: core.title, runs };
 }

@@ -62,6 +62,15 @@ function quote(estimate) {
   return `${value} (${level}% interval ${interval(estimate)})`;
 }
 
+/** A number of unknown size, as `significant` in dynamics_tables.py writes it. */
+function sized(value, digits = 3) {
+  if (!isNumber(value)) return NONE;
+  if (value === 0) return "0";
+  const size = Math.floor(Math.log10(Math.abs(value)));
+  if (size >= -4 && size < 5) return number(value, Math.max(0, digits - 1 - size), false);
+  return value.toExponential(digits - 1).replace(/-/g, MINUS);
+}
+
 function percent(share) {
   if (!isNumber(share)) return NONE;
   if (share > 0 && share < 0.01) return "<1%";

@@ -2,7 +2,8 @@
 
 const SECTIONS = [
   ["verdicts", "Verdicts"], ["curves", "Paths"], ["changes", "Changes"], ["flow", "Flow"],
-  ["influence", "Influence"], ["claims", "Claims"], ["prompts", "Prompts"],
+  ["influence", "Influence"], ["claims", "Claims"], ["foretold", "Foretold"],
+  ["movers", "Examples"], ["risk", "Risk"], ["prompts", "Prompts"],
   ["measures", "Measures"], ["sources", "Sources"], ["read", "How to read"],
 ];
 const THEMES = [["auto", "as the system"], ["light", "light"], ["dark", "dark"]];
@@ -27,9 +28,15 @@ function bar() {
     onclick: async () => save("report.json", JSON.stringify(await wholeReport(), null, 1) + "\n",
       "application/json") }, "\u2193 everything");
   document.getElementById("bar").replaceChildren(
-    h("nav", { "aria-label": "sections" }, SECTIONS.map(([id, text]) =>
-      h("a", { href: `#${id}` }, text))),
+    h("nav", { "aria-label": "sections" }),
     h("div", { class: "bar-tools" }, runs || "", report, themeSwitch()));
+}
+
+/** Links to the sections that this run has. */
+function navigate() {
+  const have = SECTIONS.filter(([id]) => document.getElementById(id));
+  document.querySelector("#bar nav").replaceChildren(...have.map(([id, text]) =>
+    h("a", { href: `#${id}` }, text)));
 }
 
 /** The frozen argmax is biased down: it is there for those who ask for it. */
@@ -49,7 +56,9 @@ function openRun(number_) {
     h("div", { class: "title" }, h("h1", null, core.title),
       h("p", { class: "run-line" }, h("b", null, run.report.run), ` · ${run.view.introduction}`)),
     verdictsView(run), curvesView(run), changesView(run), flowView(run), influenceView(run),
-    claimsView(run), promptsView(run), measuresView(run), sourcesView(run), readView());
+    claimsView(run), ...[foretoldView, moversView, riskView].map((view) => view(run) || ""),
+    promptsView(run), measuresView(run), sourcesView(run), readView());
+  navigate();
 }
 
 function measuresView(run) {

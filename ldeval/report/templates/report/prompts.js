@@ -45,7 +45,8 @@ function promptsView(run) {
         openPrompt(detail, data, sums, report);
       }
     });
-    const first = ranked(data, sums, last)[0];
+    // another part of the page may have asked for a prompt meanwhile
+    const first = state.prompt ?? ranked(data, sums, last)[0];
     if (first !== undefined) change("prompt", first);
   };
   whenNear(view, () => begin().catch((error) => {
@@ -175,6 +176,7 @@ async function openPrompt(holder, data, sums, report) {
   if (!every) Object.assign(state, { from: 0, to: last });
   const [from, to] = [Number(state.from), Number(state.to)];
   const entries = data.has_tokens ? await tokensOf(data, probe, from, to, last) : [];
+  const moved = await movedOf(data.run);
   if (probe !== state.prompt || from !== Number(state.from) || to !== Number(state.to)) return;
   const steps = [report.steps[from], report.steps[to]];
   const focused = holder.contains(document.activeElement) && document.activeElement.dataset.control;
@@ -185,7 +187,7 @@ async function openPrompt(holder, data, sums, report) {
     stepControls(report, every, entries.length > 0),
     entries.length ? responsesBox(data, probe, entries, steps)
       : h("p", { class: "plain" }, "The tokens of this run were not scored one by one."),
-    kindTable(data, sums, probe, report, from, to));
+    kindTable(data, sums, probe, report, from, to, moved));
   if (focused) holder.querySelector(`select[data-control="${focused}"]`)?.focus();
 }
 
@@ -231,12 +233,15 @@ function responsesBox(data, probe, entries, steps) {
 }
 
 /** Every kind of the prompt: its path, its change, and whether its tokens are shown. */
-function kindTable(data, sums, probe, report, from, to) {
+function kindTable(data, sums, probe, report, from, to, moved) {
   const rows = data.rowsOf[probe];
   const count = data.rows.tokens.length;
+  const keyed = (kind) => ({ probe_id: data.probes[probe], kind });
+  const any = rows.some((row) => moved.has(keyOf(keyed(data.kinds[data.rows.kind[row]]))));
   return h("div", { class: "scroll" }, h("table", { class: "prompt-kinds" },
     h("caption", null, `Every response, step ${report.steps[from]} to ${report.steps[to]}`),
-    h("thead", null, h("tr", null, ["show", "kind", "path", "Δ per token", "Δ sum", "tokens"].map(
+    h("thead", null, h("tr", null, ["show", "kind", "path", "Δ per token", "Δ sum", "tokens",
+      ...(any ? ["first order"] : [])].map(
       (word, i) => h("th", { scope: "col", class: i < 3 ? "left" : null }, word)))),
     h("tbody", null, rows.map((row) => {
       const kind = data.kinds[data.rows.kind[row]];
@@ -252,8 +257,16 @@ function kindTable(data, sums, probe, report, from, to) {
       return h("tr", null, h("td", null, data.has_tokens ? box : null),
         h("th", { scope: "row" }, swatch(kind), kind), h("td", null, spark(path, kind)),
         h("td", null, number(delta / tokens, 2)), h("td", null, number(delta, 1)),
-        h("td", null, String(tokens)));
+        h("td", null, String(tokens)), any ? movedCell(keyed(kind), moved) : null);
     }))));
+}
+
+/** From a response to the examples that moved it, where they are known. */
+function movedCell(row, moved) {
+  const place = moved.get(keyOf(row));
+  return h("td", null, place === undefined ? null : h("button", { type: "button", class: "quiet",
+    "data-to": "movers", "aria-label": plainText(`Which examples moved ${row.kind} of ${row.probe_id}`),
+    onclick: () => toMoved(row, place) }, "who moved it"));
 }
 
 function spark(path, kind) {
