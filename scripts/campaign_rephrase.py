@@ -145,11 +145,15 @@ def without_initial(path: Path) -> list[object]:
 
 
 def tried_again(printed: str) -> int:
-    """How many requests of a build had no answer in time, or a failed one."""
-    counts = re.search(r"asked (\d+), cached \d+, (\d+) attempts", printed)
-    if counts is None:
+    """How many requests of a build had no answer in time, or a failed one.
+
+    The build names its attempts where they are more than its requests and the one
+    before them, which asks for the server's models.
+    """
+    asked = re.search(r"asked (\d+), cached \d+(?:, (\d+) attempts)?", printed)
+    if asked is None:
         raise SystemExit("the build printed no count of its requests")
-    return int(counts[2]) - int(counts[1])
+    return int(asked[2]) - int(asked[1]) - 1 if asked[2] else 0
 
 
 def run(options: argparse.Namespace, url: str) -> bool:

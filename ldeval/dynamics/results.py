@@ -168,6 +168,8 @@ def read_results(place: Path) -> DynamicsResults:
     """
     if place.is_file():
         return _read_one(place)
+    if not place.exists():
+        raise StoreError(f"{place}: no such file or folder.")
     begun = (place / ROWS).is_file()
     found = DynamicsResults(
         place.resolve().name,
