@@ -391,7 +391,7 @@ def hostile() -> tuple[str, ...]:
 # ---------------------------------------------------------------- the page in a browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """The system's Chromium, driven."""
     from playwright.sync_api import sync_playwright
