@@ -44,7 +44,7 @@ from ldeval.compare.series import Series, end_series, paired, spread, widened
 from ldeval.compare.shape import shape
 from ldeval.compare.stats import Bootstrap, Float
 from ldeval.compare.thresholds import Thresholds
-from ldeval.records import KIND_NAMES, Conjunct, Estimate, Split
+from ldeval.records import KIND_NAMES, SPLIT_NAMES, Conjunct, Estimate, Split
 
 Bool = npt.NDArray[np.bool_]
 ARGMAX = "argmax:"
@@ -161,10 +161,9 @@ class SplitEvidence:
         """Why nothing can be decided on this split, or None."""
         limits = self.thresholds
         if self.clusters < limits.min_clusters:
-            split = "held-out" if self.split == "heldout" else self.split
             return (
-                f"{self.clusters} clusters of {split} prompts; a verdict needs at "
-                f"least {limits.min_clusters}"
+                f"{self.clusters} clusters of {SPLIT_NAMES[self.split]} prompts; a "
+                f"verdict needs at least {limits.min_clusters}"
             )
         different = distinct_evaluations(self.tables)
         if different < limits.min_evaluations:

@@ -244,8 +244,9 @@ class ExampleRecorder(TrainerCallback):  # type: ignore[misc]  # untyped
         assert self._path is not None
         ids = [name for rows in self._seen for name in decoded_ids(rows)]
         line = {"step": state.global_step, "examples": ids, "world": args.world_size}
-        if self._tokens and None not in self._tokens:
-            line["tokens"] = sum(int(n) for n in self._tokens if n is not None)
+        counted = [int(n) for n in self._tokens if n is not None]
+        if counted and len(counted) == len(self._tokens):
+            line["tokens"] = sum(counted)
         self._seen, self._tokens = [], []
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -8,6 +8,8 @@ from typing import Literal
 
 Region = Literal["valid", "off-topic", "ungrammatical"]
 Split = Literal["trained", "heldout"]
+SPLIT_NAMES: Mapping[Split, str] = {"trained": "trained", "heldout": "held-out"}
+"""What a reader calls them."""
 
 
 @dataclass(frozen=True)

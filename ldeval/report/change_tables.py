@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ldeval.records import (
     QUANTILES,
+    SPLIT_NAMES,
     Comparison,
     Estimate,
     Flow,
@@ -37,7 +38,7 @@ from ldeval.report.rounding import (
     probability,
 )
 from ldeval.report.tables import Table
-from ldeval.report.words import SPLIT_NAMES, direction, net_shares
+from ldeval.report.words import direction, net_shares
 
 FLOW_BINS = ("label", "argmax", "top", "tail")
 """The bins of a flow, as ``Flow`` names them."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from ldeval.records import (
     KIND_BY_NAME,
     REGIONS,
+    SPLIT_NAMES,
     Comparison,
     CurvePoint,
     Estimate,
@@ -25,7 +26,7 @@ from ldeval.report.canvas import FONT, new_figure, plain_axes
 from ldeval.report.escape import for_figure
 from ldeval.report.palette import INK, MUTED, stroke
 from ldeval.report.rounding import level
-from ldeval.report.words import ARGMAX_PREFIX, FROZEN_PREFIX, SPLIT_NAMES
+from ldeval.report.words import ARGMAX_PREFIX, FROZEN_PREFIX
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ldeval.records import Comparison
+from ldeval.records import SPLIT_NAMES, Comparison
 from ldeval.report.measure_plots import richer_figure, similarity_figure
 from ldeval.report.plots import (
     curves_figure,
@@ -19,7 +19,7 @@ from ldeval.report.plots import (
     flow_figure,
     influence_figure,
 )
-from ldeval.report.words import SPLIT_NAMES, SPLITS
+from ldeval.report.words import SPLITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

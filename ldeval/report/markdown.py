@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ldeval.records import Comparison
+from ldeval.records import SPLIT_NAMES, Comparison
 from ldeval.report.change_tables import (
     change_table,
     distribution_table,
@@ -55,7 +55,6 @@ from ldeval.report.verdict_tables import (
     verdict_table,
 )
 from ldeval.report.words import (
-    SPLIT_NAMES,
     SPLITS,
     split_sentences,
     standing_sentences,

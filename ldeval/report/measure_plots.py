@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ldeval.records import Comparison, Estimate, Split
+from ldeval.records import SPLIT_NAMES, Comparison, Estimate, Split
 from ldeval.report.canvas import FONT, new_figure, plain_axes
 from ldeval.report.escape import for_figure
 from ldeval.report.palette import INK, MUTED, stroke
-from ldeval.report.words import SPLIT_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ldeval.records import (
+    SPLIT_NAMES,
     Claim,
     Comparison,
     CrossInfluence,
@@ -22,7 +23,7 @@ from ldeval.report.columns import (
 from ldeval.report.rounding import number, percent, quote
 from ldeval.report.tables import Column, Table
 from ldeval.report.verdict_tables import STATES
-from ldeval.report.words import SPLIT_NAMES, SPLITS
+from ldeval.report.words import SPLITS
 
 STATE_WORDS: Mapping[State, str] = {
     "up": "up",

@@ -14,6 +14,7 @@ import numpy as np
 
 from ldeval.records import (
     REGIONS,
+    SPLIT_NAMES,
     Comparison,
     Estimate,
     InfluenceCell,
@@ -27,7 +28,7 @@ from ldeval.report.curve_plot import curves_figure, region_of
 from ldeval.report.escape import for_figure
 from ldeval.report.palette import FAINT, INK, MUTED, stroke
 from ldeval.report.rounding import level, number
-from ldeval.report.words import FROZEN_PREFIX, SPLIT_NAMES, SPLITS, is_argmax
+from ldeval.report.words import FROZEN_PREFIX, SPLITS, is_argmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ldeval.records import Comparison, Conjunct, Estimate, Split, Truth, Verdict
+from ldeval.records import (
+    SPLIT_NAMES,
+    Comparison,
+    Conjunct,
+    Estimate,
+    Split,
+    Truth,
+    Verdict,
+)
 from ldeval.report.rounding import quote
 from ldeval.report.tables import Column, Table
-from ldeval.report.words import SPLIT_NAMES, SPLITS
+from ldeval.report.words import SPLITS
 
 MEANINGS: Mapping[str, str] = {
     "squeezing": "rejected was pushed down, most other kinds fell, the mass moved to "

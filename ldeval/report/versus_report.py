@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ldeval.records import KIND_BY_NAME, Comparison, CurvePoint, Versus
+from ldeval.records import KIND_BY_NAME, SPLIT_NAMES, Comparison, CurvePoint, Versus
 from ldeval.report.canvas import FONT, image, new_figure, plain_axes
 from ldeval.report.columns import (
     Footnotes,
@@ -22,7 +22,7 @@ from ldeval.report.palette import INK, MUTED, stroke
 from ldeval.report.rounding import quote
 from ldeval.report.tables import Column, Style, Table, to_terminal, wrap
 from ldeval.report.verdict_tables import STATES
-from ldeval.report.words import ARGMAX_PREFIX, SPLIT_NAMES, is_argmax
+from ldeval.report.words import ARGMAX_PREFIX, is_argmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

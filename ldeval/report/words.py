@@ -13,6 +13,7 @@ from typing import Literal
 
 from ldeval.compare.thresholds import Thresholds
 from ldeval.records import (
+    SPLIT_NAMES,
     Comparison,
     Estimate,
     Flow,
@@ -26,7 +27,6 @@ from ldeval.report.rounding import count, number, percent, quote
 Direction = Literal["rose", "fell", "flat", "unclear", "undefined"]
 
 SPLITS: tuple[Split, ...] = ("trained", "heldout")
-SPLIT_NAMES: Mapping[Split, str] = {"trained": "trained", "heldout": "held-out"}
 
 FLOW_FLOOR = Thresholds().change_probability
 """Mean changes of probability per token inside ± this are not called changes."""

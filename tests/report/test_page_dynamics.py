@@ -15,7 +15,7 @@ from ldeval.report.page import render_page
 from tests.report.browser import Watched
 from tests.report.first_order_world import FirstOrder
 from tests.report.test_page_browser import pick, prompts, saved, values
-from tests.report.test_page_states import CONTRAST
+from tests.report.test_page_states import CONTRAST, unfold
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -191,10 +191,7 @@ def test_first_order_fits_reads_and_complains_of_nothing(
     size: Any = {"width": width, "height": 900}
     watched = opened(browser, file, viewport=size, color_scheme=theme)
     page = watched.page
-    page.evaluate(
-        "document.querySelectorAll('details').forEach((d) => { d.open = true })"
-    )
-    page.wait_for_timeout(50)
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     looked = ("p", "th", "td", "summary", "button", "svg text")
     wanted = [f"#{name} {kind}" for name in SECTIONS for kind in looked]

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ldeval.records import KINDS, VERDICT_NAMES, Comparison, Split, Truth, Verdict
+from ldeval.records import (
+    KINDS,
+    SPLIT_NAMES,
+    VERDICT_NAMES,
+    Comparison,
+    Split,
+    Truth,
+    Verdict,
+)
 from ldeval.report.change_tables import (
     distribution_table,
     margin_table,
@@ -45,7 +53,6 @@ from ldeval.report.verdict_tables import (
     shared_reason,
 )
 from ldeval.report.words import (
-    SPLIT_NAMES,
     SPLITS,
     split_sentences,
     standing_sentences,

@@ -44,18 +44,22 @@ function withResults(view, part, key, draw) {
   });
 }
 
-function foretoldView(run) {
-  if (!resultsWith(run, "prediction").length) return null;
-  Object.assign(state, { foretold: null, factor: null, unplotted: new Set() });
+/** A section of one part of the results; null where the run has none of it. */
+function resultsView(run, part, key, title, words, draw) {
+  if (!resultsWith(run, part).length) return null;
+  state[key] = null;
   const body = h("div");
-  const select = resultsPicker(run, "prediction", "foretold");
-  const view = section("foretold", "What first order foretold",
-    "Of one step: the change of ln π that gradients alone foretell, against the change that was "
-    + "measured once the step was taken. On the line they are equal.",
-    select ? controls(select) : null, body);
-  withResults(view, "prediction", "foretold", (found, data, worded) =>
-    body.replaceChildren(...foretoldBody(found, data, worded)));
+  const select = resultsPicker(run, part, key);
+  const view = section(key, title, words, select ? controls(select) : null, body);
+  withResults(view, part, key, (...found) => body.replaceChildren(...draw(...found)));
   return view;
+}
+
+function foretoldView(run) {
+  Object.assign(state, { factor: null, unplotted: new Set() });
+  return resultsView(run, "prediction", "foretold", "What first order foretold",
+    "Of one step: the change of ln π that gradients alone foretell, against the change that was "
+    + "measured once the step was taken. On the line they are equal.", foretoldBody);
 }
 
 function foretoldBody(found, data, worded) {

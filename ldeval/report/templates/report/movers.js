@@ -15,19 +15,12 @@ function isPulled(row) {
 }
 
 function moversView(run) {
-  if (!resultsWith(run, "influence").length) return null;
-  Object.assign(state, { movers: null, moved: null, sought: "", soughtKind: "any",
-    moversLimit: MOVERS_PAGE, pushes: PUSHES_SHOWN });
-  const body = h("div");
-  const select = resultsPicker(run, "influence", "movers");
-  const view = section("movers", "Which example moved what",
+  Object.assign(state, { moved: null, sought: "", soughtKind: "any", moversLimit: MOVERS_PAGE,
+    pushes: PUSHES_SHOWN });
+  return resultsView(run, "influence", "movers", "Which example moved what",
     "The first-order change of a response, taken apart: what each training example of the step "
     + "contributes, what the optimizer's memory of earlier steps does, what weight decay does.",
-    select ? controls(select) : null, body);
-  withResults(view, "influence", "movers", (found, data, worded) => {
-    body.replaceChildren(...moversBody(found, data, worded));
-  });
-  return view;
+    moversBody);
 }
 
 function moversBody(found, data, worded) {

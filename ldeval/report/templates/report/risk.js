@@ -11,17 +11,10 @@ const RANK_WORDS = {
 };
 
 function riskView(run) {
-  if (!resultsWith(run, "risk").length) return null;
-  Object.assign(state, { risk: null, riskQuery: "", riskOnly: "any", riskBy: "rank", riskLimit: RISK_PAGE });
-  const body = h("div");
-  const select = resultsPicker(run, "risk", "risk");
-  const view = section("risk", "Risk before training",
+  Object.assign(state, { riskQuery: "", riskOnly: "any", riskBy: "rank", riskLimit: RISK_PAGE });
+  return resultsView(run, "risk", "risk", "Risk before training",
     "Each preference pair trained alone, to first order: where chosen falls with rejected, training "
-    + "on the pair displaces what it should teach.",
-    select ? controls(select) : null, body);
-  withResults(view, "risk", "risk", (found, data, worded) =>
-    body.replaceChildren(...riskBody(found, data, worded)));
-  return view;
+    + "on the pair displaces what it should teach.", riskBody);
 }
 
 function riskBody(found, data, worded) {
