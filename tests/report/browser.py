@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 BROWSER = next(
     filter(
@@ -21,6 +21,13 @@ BROWSER = next(
     None,
 )
 DRIVEN = BROWSER is not None and importlib.util.find_spec("playwright") is not None
+
+
+def expect_count(found: Locator, count: int) -> None:
+    """So many are found, at once or soon: a page answers when its events have run."""
+    from playwright.sync_api import expect
+
+    expect(found).to_have_count(count)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 
 from ldeval.report import report_json, to_csv
 from ldeval.report.page import render_page
-from tests.report.browser import Watched
+from tests.report.browser import Watched, expect_count
 from tests.report.page_world import HOSTILE, ScoredRun, scored_run
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def test_a_hostile_prompt_opens_as_what_it_says(
         for c in HOSTILE[number]
     )  # fmt: skip
     assert shown.endswith(expected)
-    assert page.locator("main script").count() == 0
+    expect_count(page.locator("main script"), 0)
 
 
 def test_the_policy_forbids_what_the_page_does_not_do(
@@ -156,8 +156,8 @@ def test_verdicts_come_first_and_open_to_their_numbers(
     for verdict in dpo_run.comparison.verdicts:
         card = page.locator(f'[data-verdict="{verdict.name}"]')
         side = card.locator(".verdict-split").nth(int(verdict.split == "heldout"))
-        assert side.locator(f".badge.{verdict.state}").count() == 1
-        assert side.locator(".condition-list li").count() == len(verdict.conjuncts)
+        expect_count(side.locator(f".badge.{verdict.state}"), 1)
+        expect_count(side.locator(".condition-list li"), len(verdict.conjuncts))
     card = page.locator('[data-verdict="squeezing"]')
     card.locator("summary").click()
     verdict = next(v for v in dpo_run.comparison.verdicts if v.name == "squeezing")
@@ -189,11 +189,11 @@ def test_every_control_of_the_curves_redraws_them(page: Page) -> None:
         seen.add(curve(page, "chosen"))
     assert len(seen) == 5
     pick(page, "curves", "split", "side by side")
-    assert page.locator("#curves svg.figure").count() == 2
+    expect_count(page.locator("#curves svg.figure"), 2)
     pick(page, "curves", "split", "trained")
     assert page.locator("#curves .band").count() > 10
     pick(page, "curves", "bands", "off")
-    assert page.locator("#curves .band").count() == 0
+    expect_count(page.locator("#curves .band"), 0)
 
 
 def test_kinds_can_be_hidden_and_brought_back(page: Page) -> None:
@@ -204,9 +204,9 @@ def test_kinds_can_be_hidden_and_brought_back(page: Page) -> None:
     assert button.get_attribute("aria-pressed") == "false"
     assert curve(page, "permuted") is None
     page.get_by_role("button", name="chosen and rejected", exact=True).click()
-    assert page.locator("#curves g[data-kind]").count() == 2
+    expect_count(page.locator("#curves g[data-kind]"), 2)
     page.get_by_role("button", name="none", exact=True).click()
-    assert page.locator("#curves g[data-kind]").count() == 0
+    expect_count(page.locator("#curves g[data-kind]"), 0)
     page.get_by_role("button", name="all", exact=True).click()
     assert curve(page, "permuted")
 
@@ -241,7 +241,7 @@ def test_the_pointer_and_the_arrow_keys_read_a_checkpoint(
 def test_the_curves_can_be_read_as_a_table(page: Page, dpo_run: ScoredRun) -> None:
     page.locator("#curves > details > summary").click()
     rows = page.locator("#curves details table tbody tr")
-    assert rows.count() == len(dpo_run.comparison.steps)
+    expect_count(rows, len(dpo_run.comparison.steps))
     pick(page, "curves", "split", "held-out")
     assert "held-out" in (page.locator("#curves details caption").text_content() or "")
 
@@ -271,6 +271,7 @@ def test_changes_follow_the_pair_and_the_part(page: Page, dpo_run: ScoredRun) ->
         seen.append(values())
     assert len({tuple(v) for v in seen}) == 7
     page.locator("#changes > details > summary").click()
+    page.locator("#changes li").first.wait_for()
     assert page.locator("#changes li").count() > 8
 
 
@@ -303,14 +304,14 @@ def test_the_flow_follows_its_controls_and_adds_up(page: Page) -> None:
     for found in seen:
         assert sum(found) == pytest.approx(0, abs=0.003)
     page.locator("#flow > details > summary").click()
-    assert page.locator("#flow details tbody tr").count() == 12
+    expect_count(page.locator("#flow details tbody tr"), 12)
 
 
 def test_the_heat_map_is_read_cell_by_cell(page: Page, dpo_run: ScoredRun) -> None:
     page.locator("#influence").scroll_into_view_if_needed()
     page.wait_for_selector("#influence td.cell")
     cells = page.locator("#influence td.cell")
-    assert cells.count() == 12 * 11
+    expect_count(cells, 12 * 11)
     cell = dpo_run.comparison.overall.influence[0]
     label = f"{cell.target} with {cell.source}: "
     one = page.locator(f'#influence td[aria-label^="{label}"]')
@@ -338,7 +339,7 @@ def test_claims_are_all_there_with_their_tests(page: Page, dpo_run: ScoredRun) -
     for claim in dpo_run.comparison.claims:
         item = page.locator(f'[data-claim="{claim.name}"]')
         side = item.locator(".claim-split").nth(int(claim.split == "heldout"))
-        assert side.locator(f".badge.{claim.state}").count() == 1
+        expect_count(side.locator(f".badge.{claim.state}"), 1)
     item = page.locator('[data-claim="D1"]')
     item.locator("summary").click()
     test = next(c.test for c in dpo_run.comparison.claims if c.name == "D1")
@@ -353,7 +354,7 @@ def test_another_run_takes_the_place_of_the_first(
     assert r"sft <i>\u202e" in (page.locator(".run-line").text_content() or "")
     prompts(page)
     assert "23 of 23" in (page.locator(".prompt-list .note").text_content() or "")
-    assert page.locator('#changes select[data-control="pair"] option').count() == 1
+    expect_count(page.locator('#changes select[data-control="pair"] option'), 1)
     name = page.locator(".prompt-detail h3 bdi").text_content()
     assert name in {probe.probe_id for probe in sft_run.probes}
 
@@ -419,7 +420,7 @@ def test_tokens_show_change_and_the_model_s_own_choice(
     table, last = dpo_run.tables[0], dpo_run.tables[-1]
     row = table.index()[probe, "chosen"]
     tokens = page.locator('.response[data-kind="chosen"] .token')
-    assert tokens.count() == table.n_tokens[row]
+    expect_count(tokens, table.n_tokens[row])
     delta = last.row(row).logprobs - table.row(row).logprobs
     labels = tokens.evaluate_all(
         "found => found.map((x) => x.getAttribute('aria-label'))"
@@ -454,7 +455,7 @@ def test_tokens_switch_between_before_and_after(page: Page) -> None:
         group.locator(f'label:has-text("{value}")').click()
         looks.append((token.get_attribute("class"), token.get_attribute("style")))
     assert len(set(looks)) == 3
-    assert page.locator(".token .choice-text").count() == 0
+    expect_count(page.locator(".token .choice-text"), 0)
     group = page.locator('.prompt-detail fieldset[data-control="choices"]')
     group.locator('label:has-text("below")').click()
     assert page.locator(".token .choice-text").count() > 3
@@ -462,14 +463,14 @@ def test_tokens_switch_between_before_and_after(page: Page) -> None:
 
 def test_kinds_of_a_prompt_are_shown_when_asked_for(page: Page) -> None:
     prompts(page)
-    assert page.locator(".response").count() == 2
+    expect_count(page.locator(".response"), 2)
     page.check('.prompt-kinds input[data-kind="permuted"]')
     page.check('.prompt-kinds input[data-kind="initial"]')
     page.uncheck('.prompt-kinds input[data-kind="rejected"]')
     kinds = page.locator(".response").evaluate_all("f => f.map((x) => x.dataset.kind)")
     assert kinds == ["chosen", "initial", "permuted"]
     page.locator(".prompt-detail details summary").first.click()
-    assert page.locator(".prompt-detail details table").count() == 3
+    expect_count(page.locator(".prompt-detail details table"), 3)
 
 
 def test_the_worst_prompts_are_followed_through_every_checkpoint(

@@ -12,7 +12,7 @@ import pytest
 from ldeval.report import report_json
 from ldeval.report.dynamics_json import results_json, results_rows
 from ldeval.report.page import render_page
-from tests.report.browser import Watched
+from tests.report.browser import Watched, expect_count
 from tests.report.first_order_world import FirstOrder
 from tests.report.test_page_browser import pick, prompts, saved, values
 from tests.report.test_page_states import CONTRAST, unfold
@@ -59,15 +59,15 @@ def test_the_scatter_follows_kinds_and_sizes_and_is_read_by_key_and_pointer(
 ) -> None:
     found = record_of(first_order)["prediction"]
     circles = page.locator("#foretold .points circle")
-    assert circles.count() == len(found["responses"])
+    expect_count(circles, len(found["responses"]))
     table = page.locator("#foretold .agreement tbody tr")
-    assert table.count() == 13
+    expect_count(table, 13)
     before = table.first.text_content()
     pick(page, "foretold", "factor", "64")
     assert table.first.text_content() != before
     assert "64" in (page.locator("#foretold .agreement caption").text_content() or "")
     page.locator('#foretold button[data-kind="permuted"]').click()
-    assert circles.count() == len(found["responses"]) * 11 // 12
+    expect_count(circles, len(found["responses"]) * 11 // 12)
     figure = page.locator("#foretold svg.figure")
     figure.focus()
     page.keyboard.press("Home")
@@ -81,7 +81,7 @@ def test_the_scatter_follows_kinds_and_sizes_and_is_read_by_key_and_pointer(
     assert page.locator("#tip").is_hidden()
     circles.last.hover()
     assert page.locator("#tip").is_visible()
-    assert page.locator("#foretold .ring circle").count() == 1
+    expect_count(page.locator("#foretold .ring circle"), 1)
 
 
 def test_what_pushed_a_hallucination_up_stands_ready_and_opens(
@@ -141,17 +141,17 @@ def test_pairs_are_ranked_filtered_and_reordered(
 ) -> None:
     pairs = record_of(first_order)["risk"]["pairs"]
     rows = page.locator("#risk .risks tbody tr")
-    assert rows.count() == len(pairs)
+    expect_count(rows, len(pairs))
     assert rows.first.locator("td").first.text_content() == "1"
     pick(page, "risk", "riskOnly", "both fall")
-    assert rows.count() == sum(bool(pair["both_fall"]) for pair in pairs)
+    expect_count(rows, sum(bool(pair["both_fall"]) for pair in pairs))
     pick(page, "risk", "riskOnly", "all")
     page.select_option('#risk select[data-control="riskBy"]', "edit_similarity")
     ranks = rows.evaluate_all("f => f.map((x) => Number(x.cells[0].textContent))")
     expected = sorted(pairs, key=lambda p: (-p["edit_similarity"], p["rank"]))
     assert ranks == [pair["rank"] for pair in expected]
     page.fill('#risk input[type="search"]', ":2")
-    assert rows.count() == 1
+    expect_count(rows, 1)
 
 
 def test_text_of_others_stays_text_in_results(page: Page) -> None:

@@ -14,7 +14,7 @@ from ldeval.integrations.reference import ImportOptions, import_reference_result
 from ldeval.report.page import PageRun, render_page
 from tests.compare.conftest import without
 from tests.integrations.test_reference_results import metrics, written
-from tests.report.browser import Watched
+from tests.report.browser import Watched, expect_count
 from tests.report.conftest import Factory
 from tests.report.page_world import ScoredRun
 
@@ -133,7 +133,7 @@ def test_a_narrow_window_that_grows_is_redrawn(browser: Browser, file: Path) -> 
     page = opened(browser, file, viewport={"width": 390, "height": 800}).page
     figure = page.locator("#curves svg.figure")
     narrow = figure.bounding_box()
-    assert page.locator("#curves .end-labels").count() == 0
+    expect_count(page.locator("#curves .end-labels"), 0)
     page.set_viewport_size({"width": 1300, "height": 800})
     page.wait_for_selector("#curves .end-labels")
     wide = figure.bounding_box()
