@@ -27,7 +27,7 @@ def expect_count(found: Locator, count: int) -> None:
     """So many are found, at once or soon: a page answers when its events have run."""
     from playwright.sync_api import expect
 
-    expect(found).to_have_count(count)
+    expect(found).to_have_count(int(count))  # a table counts in NumPy's own
 
 
 @dataclass
