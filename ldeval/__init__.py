@@ -124,11 +124,13 @@ def diff(
     from ldeval.compare import compare_run
     from ldeval.compare.imported import compare_levels
     from ldeval.compare.pairing import noise_floor
+    from ldeval.decodes import run_decodes
     from ldeval.imported import is_imported, read_levels
-    from ldeval.records import OBJECTIVES, ScoreSource
+    from ldeval.records import OBJECTIVES, GreedyDecodes, ScoreSource
     from ldeval.store import open_run, read_trained
 
     trained = None
+    decodes: Sequence[GreedyDecodes] = ()
     tables: Sequence[ScoreSource]
     if isinstance(run, (str, Path)):
         if is_imported(run):
@@ -136,6 +138,7 @@ def diff(
         tables = open_run(run)
         name = Path(run).name
         trained = read_trained(run)
+        decodes = run_decodes(Path(run))
     else:
         tables = list(run)
         name = tables[0].manifest.run if tables else ""
@@ -146,6 +149,7 @@ def diff(
         run=name,
         noise_floor=noise_floor(table.manifest for table in tables),
         trained_log=trained,
+        decodes=decodes,
         objective_has_negative=None if objective is None else OBJECTIVES[objective],
         objective=objective,
         allow_mixed=allow_mixed,

@@ -125,6 +125,14 @@ def _sweep_command(commands: Any) -> None:
         "--limit", type=int, nargs=2, metavar=("TRAINED", "HELDOUT"), default=None
     )
     command.add_argument(
+        "--greedy",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="let every checkpoint continue each prompt greedily, for at most so many "
+        "tokens, and score what the first checkpoint said (does it reach generation?)",
+    )
+    command.add_argument(
         "--objective",
         action="append",
         default=[],
@@ -164,6 +172,7 @@ def _sweep(options: argparse.Namespace) -> int:
         system_instruction=options.system_instruction,
         initial_model=options.initial_model,
         base=options.base,
+        greedy=options.greedy,
         progress=not options.quiet,
         objectives=tuple(options.objective),
     )

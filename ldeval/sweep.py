@@ -23,6 +23,7 @@ from ldeval.checkpoints import (
     stored_dtype,
     weights_hash,
 )
+from ldeval.decodes import kept_decodes, write_decodes
 from ldeval.errors import (
     CheckpointError,
     KnownAnswerError,
@@ -33,6 +34,7 @@ from ldeval.probes import ProbeSet
 from ldeval.records import (
     TOP_K,
     Checkpoint,
+    GreedyDecodes,
     IntArray,
     Manifest,
     NoiseFloor,
@@ -41,6 +43,7 @@ from ldeval.records import (
 )
 from ldeval.reuse import Question, from_another_run, is_finished
 from ldeval.run_checks import RunChecks
+from ldeval.scoring.greedy import greedy_decodes
 from ldeval.scoring.known_answers import KnownAnswerCheck
 from ldeval.scoring.models import ModelSource
 from ldeval.scoring.noise import measure_noise
@@ -106,6 +109,9 @@ class SweepSettings:
     """Scored as step 0; lends its tokenizer to checkpoints saved without one."""
     top_k: int = TOP_K
     progress: bool = True
+    greedy: int = 0
+    """Tokens that each checkpoint takes by itself after every prompt, at most; 0: no
+    greedy decodes are kept."""
     objectives: tuple[str, ...] = ()
     """What each stage was trained with (``sft``, ``dpo`` …), where it is declared; it
     decides whether a stage can have pushed responses down on purpose."""
@@ -202,6 +208,8 @@ class Sweep:
         self._source = source
         self._reference: dict[Key, IntArray] = {}
         self._reference_step: int | None = None
+        self._first_decodes: GreedyDecodes | None = None
+        self._open: tuple[str, Any] | None = None
         self._alike = RunChecks()
         self._floors: set[tuple[str, str]] = set()
         origin = settings.initial_model or settings.base
@@ -258,11 +266,15 @@ class Sweep:
             raise
         except (CheckpointError, ScoringError) as error:
             if isinstance(error, ScoringError):
-                self._source.close()  # the next checkpoint gets a sound model
+                self._close()  # the next checkpoint gets a sound model
             log.error("%s", error)
             self._broken.append(
                 BrokenCheckpoint(checkpoint.path, checkpoint.step, str(error))
             )
+
+    def _close(self) -> None:
+        self._open = None
+        self._source.close()
 
     def _take(self, checkpoint: Checkpoint) -> None:
         settings = self._settings
@@ -276,6 +288,7 @@ class Sweep:
             self._count_floor(read_manifest(folder))
             if self._reference_step is None:
                 self._refer_to(read_table(folder))
+            self._decode(checkpoint, digest)
             return
         table = None
         if self._reference_step is None:
@@ -298,14 +311,12 @@ class Sweep:
         self._scored.append(checkpoint.step)
         if self._reference_step is None:
             self._refer_to(table)
+        self._decode(checkpoint, digest)
 
     def _scored_table(self, checkpoint: Checkpoint, digest: str) -> ScoreTable:
         settings = self._settings
         started = time.monotonic()
-        lm = self._source.open(checkpoint)
-        notes: tuple[str, ...] = ()
-        if self._source.swapped:
-            lm, notes = self._checked(lm, checkpoint, digest)
+        lm, notes = self._opened(checkpoint, digest)
         scored = self._score(lm)
         floor = self._noise(lm, scored, checkpoint)
         return build_table(
@@ -323,6 +334,49 @@ class Sweep:
             notes=notes,
             noise_floor=floor,
         )
+
+    def _opened(
+        self, checkpoint: Checkpoint, digest: str
+    ) -> tuple[Any, tuple[str, ...]]:
+        """The model of a checkpoint, checked where it was swapped in; and notes."""
+        lm = self._source.open(checkpoint)
+        if self._source.swapped:
+            lm, notes = self._checked(lm, checkpoint, digest)
+        else:
+            notes = ()
+        self._open = (digest, lm)
+        return lm, notes
+
+    def _decode(self, checkpoint: Checkpoint, digest: str) -> None:
+        """Keep what the checkpoint says by itself, where that is asked for."""
+        settings = self._settings
+        if not settings.greedy:
+            return
+        run = settings.store / settings.run
+        asked: dict[str, Any] = {
+            "weights_hash": digest,
+            "probe_set_hash": settings.probes.content_hash,
+            "max_tokens": settings.greedy,
+            "settings": self._asked,
+        }
+        found = kept_decodes(run, checkpoint.step, asked)
+        if found is None:
+            lm = self._open[1] if self._open and self._open[0] == digest else None
+            if lm is None:
+                lm, _ = self._opened(checkpoint, digest)
+            found = greedy_decodes(
+                lm,
+                settings.probes.probes,
+                step=checkpoint.step,
+                **asked,
+                reference=self._first_decodes,
+                apply_chat_template=settings.apply_chat_template,
+                system_instruction=settings.system_instruction,
+                progress=settings.progress,
+            )
+            write_decodes(run, found)
+        if self._first_decodes is None:
+            self._first_decodes = found
 
     def _noise(
         self, lm: Any, scored: Scored, checkpoint: Checkpoint
@@ -402,6 +456,7 @@ class Sweep:
         except KnownAnswerError as error:
             note = f"{error}; the engine was started anew from this checkpoint"
             log.warning("%s: %s", checkpoint.path, note)
+        self._open = None
         lm = self._source.restart(checkpoint)
         return lm, (note, self._check.passed(lm, checkpoint, digest))
 

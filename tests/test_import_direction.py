@@ -19,6 +19,7 @@ LEVELS = {
     "probes": 2,
     "checkpoints": 2,
     "store": 2,
+    "decodes": 2,
     "imported": 2,
     "doctor": 2,
     "texts": 3,

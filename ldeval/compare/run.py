@@ -21,6 +21,7 @@ from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.families import adjusted, adjusted_pairs
 from ldeval.compare.flow import STRATA, flows
+from ldeval.compare.greedy import greedy_path
 from ldeval.compare.influence import influence
 from ldeval.compare.laws import law_tests, richer_curves
 from ldeval.compare.pairing import align, check_manifests, pair_rows, usable
@@ -36,6 +37,7 @@ from ldeval.records import (
     KIND_NAMES,
     Comparison,
     Excluded,
+    GreedyDecodes,
     PairComparison,
     ScoreSource,
     Split,
@@ -73,6 +75,7 @@ def compare_run(
     run: str,
     noise_floor: float | None = None,
     trained_log: TrainedLog | None = None,
+    decodes: Sequence[GreedyDecodes] = (),
     objective_has_negative: bool | None = None,
     objective: str | None = None,
     allow_mixed: bool = False,
@@ -89,6 +92,7 @@ def compare_run(
         noise_floor: |Δ| of a kind's mean between two scorings of one checkpoint,
             nats/token; None where it was not measured.
         trained_log: probe ids trained on, by optimizer step.
+        decodes: greedy decodes of the checkpoints, as far as they were kept.
         objective_has_negative: whether the training objective pushes any response
             down; None where it was not declared.
         objective: the objective by name (``sft``, ``dpo`` …), for the paper's claims,
@@ -151,6 +155,12 @@ def compare_run(
         excluded=_excluded(kept),
         notes=_notes(kept, reference, limits, noise_floor),
         manifests=tuple(table.manifest for table in kept),
+        greedy=greedy_path(
+            decodes,
+            {table.manifest.step: table.manifest.weights_hash for table in kept},
+            limits.nats(noise_floor),
+            draws.full,
+        ),
     )
 
 

@@ -33,6 +33,14 @@ from ldeval.records.dynamics import (
     RiskReport,
 )
 from ldeval.records.estimate import Estimate
+from ldeval.records.greedy import (
+    DECODES_VERSION,
+    GreedyDecode,
+    GreedyDecodes,
+    GreedyMove,
+    GreedyPath,
+    GreedyStep,
+)
 from ldeval.records.kinds import (
     KIND_BY_NAME,
     KIND_GROUPS,
@@ -103,6 +111,7 @@ from ldeval.records.theory import (
 from ldeval.records.versus import Decay, Scale, Versus, VersusPoint
 
 __all__ = [
+    "DECODES_VERSION",
     "DISTANCE_BINS",
     "DYNAMICS_VERSION",
     "KINDS",
@@ -136,6 +145,11 @@ __all__ = [
     "Finding",
     "FloatArray",
     "Flow",
+    "GreedyDecode",
+    "GreedyDecodes",
+    "GreedyMove",
+    "GreedyPath",
+    "GreedyStep",
     "InfluenceCell",
     "InfluenceTable",
     "IntArray",

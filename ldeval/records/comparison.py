@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ldeval.records.estimate import Estimate
+from ldeval.records.greedy import GreedyPath
 from ldeval.records.kinds import Split
 from ldeval.records.measures import (
     Claim,
@@ -246,6 +247,8 @@ class Comparison:
     notes: tuple[str, ...]
     manifests: tuple[Manifest, ...]
     """One a step."""
+    greedy: GreedyPath | None = None
+    """What the checkpoints say by themselves, where a sweep kept it."""
 
     def to_pandas(self) -> Any:
         """The change per kind of every pair and of first → last, one row each; an

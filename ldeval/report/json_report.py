@@ -46,6 +46,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "excluded": plain(comparison.excluded),
         "notes": list(comparison.notes),
         "manifests": plain(comparison.manifests),
+        "greedy": plain(comparison.greedy),
     }
 
 

@@ -28,6 +28,11 @@ from ldeval.report.dynamics_tables import (
 )
 from ldeval.report.escape import for_markdown, visible
 from ldeval.report.figure_plan import plan
+from ldeval.report.greedy_tables import (
+    greedy_sentence,
+    greedy_table,
+    moves_table,
+)
 from ldeval.report.measure_tables import (
     claim_table,
     law_table,
@@ -234,6 +239,15 @@ def _tables(comparison: Comparison, heading: int) -> Iterable[str]:
         return
     tables = [change_table(pair, split, floor) for split in SPLITS]
     yield from _filled([*tables, margin_table(pair), flow_table(pair)], heading)
+    path = comparison.greedy
+    if path is not None:
+        said = [text for s in SPLITS if (text := greedy_sentence(path, s))]
+        yield _bullets([*said, *path.notes])
+        yield from _filled([*(greedy_table(path, s) for s in SPLITS)], heading)
+        yield _folded(
+            "Greedy decodes that fell most",
+            "\n\n".join(_filled([moves_table(path)], heading)),
+        )
     laws = [law_table, threshold_table, richer_table]
     crossed = [location_table, pull_table, spill_table, similarity_table]
     folded = {

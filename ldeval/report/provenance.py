@@ -41,6 +41,8 @@ def excluded_table(comparison: Comparison) -> Table:
 
 def _left_out(comparison: Comparison) -> Iterable[Excluded]:
     yield from comparison.excluded
+    if comparison.greedy is not None:
+        yield from comparison.greedy.excluded
     pair = comparison.overall
     for missing, there, absent in (
         (pair.only_before, pair.before, pair.after),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ldeval.records import Comparison
 from ldeval.report.change_tables import change_table, margin_table
 from ldeval.report.escape import for_ascii, visible
+from ldeval.report.greedy_tables import greedy_sentence
 from ldeval.report.measure_tables import claim_table, trajectory_table
 from ldeval.report.tables import Style, to_terminal, wrap
 from ldeval.report.verdict_tables import verdict_table
@@ -41,6 +42,9 @@ def print_summary(
         tables.append(claim_table(comparison, brief=True))
     parts = [to_terminal(table, width=width, style=style) for table in tables]
     said = standing_sentences(comparison)
+    if (path := comparison.greedy) is not None:
+        decoded = greedy_sentence(path, split)
+        said = (*([decoded] if decoded else []), *path.notes, *said)
     if not comparison.manifests:
         said = comparison.notes
     standing = visible(". ".join(sentence.rstrip(".") for sentence in said) + ".")

@@ -2,13 +2,14 @@
 
 A backend is a module with ``score_checked(lm, requests, top_k=…, tokens=…, done=…)``,
 which returns scores by index and a note on how they were had; it may take requests in
-any order, so that work can be sorted by length. Everything a backend returns has passed
-:func:`checked`, so that none can let a NaN through.
+any order, so that work can be sorted by length. ``continue_greedily(lm, prompts,
+limit, done=…)`` returns the most probable tokens after each prompt. Every score a
+backend returns has passed :func:`checked`, so that none can let a NaN through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,3 +115,21 @@ def with_argmax(**columns: Any) -> TokenScores:
         argmax_logprobs=best[:, 0].astype(np.float32),
         **columns,
     )
+
+
+def end_tokens(lm: Any) -> frozenset[int]:
+    """Tokens after which a greedy decode ends: those of the tokenizer and of the
+    model's own generation settings."""
+    found = {getattr(lm.tokenizer, "eos_token_id", None)}
+    own = getattr(getattr(lm, "model", None), "generation_config", None)
+    ends = getattr(own, "eos_token_id", None)
+    found.update(ends if isinstance(ends, list | tuple) else [ends])
+    return frozenset(token for token in found if isinstance(token, int))
+
+
+def up_to_end(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
+    """The tokens up to the first that ends a decode, that one included."""
+    for place, token in enumerate(ids):
+        if token in ends:
+            return tuple(ids[: place + 1])
+    return tuple(ids)

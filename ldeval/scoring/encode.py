@@ -145,9 +145,7 @@ def _encode_text(
     system_instruction: str | None,
 ) -> _Encoded:
     assert isinstance(probe.prompt, str)
-    prompt = probe.prompt
-    if system_instruction:
-        prompt = f"{system_instruction}\n\n{prompt}"
+    prompt = _with_system(probe.prompt, system_instruction)
     bare = {k: codec.encode(prompt + text) for k, text in texts.items()}
     end = codec.end_token
     if end is None:
@@ -181,6 +179,36 @@ def _encode_messages(
         end = rendered.rfind(text.strip()) + len(text.strip())
         bare[kind] = codec.encode_rendered(rendered[:end])
     return codec.encode_rendered(opening), whole, bare
+
+
+def encode_prompt(
+    prompt: str | Sequence[Message],
+    codec: TextCodec,
+    *,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+) -> list[int]:
+    """The tokens that a response follows: with a template, up to its opening.
+
+    Raises:
+        UnsupportedBackendError: when a template is needed and the tokenizer has none.
+    """
+    if isinstance(prompt, str) and not apply_chat_template:
+        return codec.encode(_with_system(prompt, system_instruction))
+    if codec.render is None:
+        raise UnsupportedBackendError(
+            "a prompt needs a chat template (it is messages, or a template was asked "
+            "for), and the tokenizer has none. Leave out --apply_chat_template, or set "
+            "a template."
+        )
+    messages = as_messages(prompt, system_instruction)
+    return codec.encode_rendered(codec.render(messages, True))
+
+
+def _with_system(prompt: str, system_instruction: str | None) -> str:
+    if not system_instruction:
+        return prompt
+    return f"{system_instruction}\n\n{prompt}"
 
 
 def as_messages(

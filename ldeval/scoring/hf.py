@@ -20,7 +20,7 @@ from ldeval.errors import UnsupportedBackendError
 from ldeval.records import TokenScores
 from ldeval.scoring import packed
 from ldeval.scoring.allocator import kept_memory
-from ldeval.scoring.batch import ScoreRequest, checked
+from ldeval.scoring.batch import ScoreRequest, checked, end_tokens, up_to_end
 from ldeval.scoring.head import statistics, vocabulary
 from ldeval.scoring.layouts import Layout, cache_name, inference, rows_of
 
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 LAYOUT_TOLERANCES = {"float32": 2e-4, "float64": 2e-4}
 """Nats per token by which a layout may differ from plain sequences, by dtype."""
 LOW_PRECISION_TOLERANCE = 5e-2
+
+DECODES_AT_ONCE = 16
+"""Prompts that are continued together."""
 
 CHECK_EVERY = 500
 """One probe in so many is compared with a plain forward pass, the first and the longest
@@ -197,6 +200,56 @@ def _sample(requests: Sequence[ScoreRequest]) -> set[int]:
     longest = max(range(len(requests)), key=lambda i: len(requests[i].ids))
     some = list(groups.values())[::CHECK_EVERY]
     return {longest} | {min(g, key=lambda i: requests[i].n_tokens) for g in some}
+
+
+def continue_greedily(
+    lm: Any,
+    prompts: Sequence[tuple[int, ...]],
+    limit: int,
+    *,
+    done: Callable[[int], object] = lambda _: None,
+) -> list[tuple[int, ...]]:
+    """The most probable tokens after each prompt, at most ``limit`` of them, the end
+    token among them where it comes."""
+    from transformers import GenerationConfig
+
+    ends = sorted(end_tokens(lm))
+    pad = ends[0] if ends else 0
+    # every setting that could bend the choice is named: a model's own are not asked
+    plain = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=limit,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=ends or None,
+        pad_token_id=pad,
+    )
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    found: list[tuple[int, ...]] = [()] * len(prompts)
+    was_training = lm.model.training
+    lm.model.eval()
+    try:
+        for start in range(0, len(order), DECODES_AT_ONCE):
+            batch = order[start : start + DECODES_AT_ONCE]
+            width = len(prompts[batch[0]])
+            ids = torch.full((len(batch), width), pad)
+            mask = torch.zeros((len(batch), width), dtype=torch.long)
+            for row, index in enumerate(batch):
+                ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
+                mask[row, width - len(prompts[index]) :] = 1
+            with inference(lm):
+                output = lm.model.generate(
+                    ids.to(lm.device),
+                    attention_mask=mask.to(lm.device),
+                    generation_config=plain,
+                )
+            for row, index in enumerate(batch):
+                found[index] = up_to_end(output[row, width:].tolist(), ends)
+            done(len(batch))
+    finally:
+        lm.model.train(was_training)
+    return found
 
 
 def score(

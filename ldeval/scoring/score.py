@@ -276,7 +276,7 @@ def _run(
     with tqdm(
         total=len(requests), desc="Scoring responses", disable=not progress
     ) as bar:
-        found, note = _engine(backend).score_checked(
+        found, note = engine_of(backend).score_checked(
             lm, requests, top_k=top_k, tokens=batch_tokens, done=bar.update
         )
     log.info(note)
@@ -288,8 +288,8 @@ def _run(
     return answers, (note,)
 
 
-def _engine(backend: Backend) -> Any:
-    """The module that scores for a native backend."""
+def engine_of(backend: Backend) -> Any:
+    """The module that scores and decodes for a native backend."""
     engine: Any
     if backend.name == "hf":
         from ldeval.scoring import hf as engine

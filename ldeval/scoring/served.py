@@ -226,6 +226,53 @@ async def _score_all(
         return found, connection.retried
 
 
+def continue_greedily(
+    lm: Any,
+    prompts: Sequence[tuple[int, ...]],
+    limit: int,
+    *,
+    done: Callable[[int], object] = lambda _: None,
+) -> list[tuple[int, ...]]:
+    """The most probable tokens after each prompt, at most ``limit`` of them, the end
+    token among them where it comes.
+
+    Raises:
+        ScoringError: when the server does not say which tokens it took.
+    """
+    size = max(1, int(lm._batch_size))
+    posts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+    how = {
+        "model": lm.model,
+        "max_tokens": limit,
+        "temperature": 0,
+        "return_token_ids": True,
+    }
+
+    async def ask() -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = []
+        async with Connection(lm) as connection:
+            for post in posts:
+                answer = await connection.post(
+                    {**how, "prompt": [list(ids) for ids in post]}
+                )
+                for choice in _choices(answer, len(post)):
+                    found.append(_taken(choice, connection.shown))
+                done(len(post))
+        return found
+
+    return completions.run(ask)
+
+
+def _taken(choice: Mapping[str, Any], address: str) -> tuple[int, ...]:
+    ids = choice.get("token_ids")
+    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+        raise ScoringError(
+            f"greedy decodes: {address} does not say which tokens it took "
+            "(token_ids), as vLLM's server does. Leave out --greedy."
+        )
+    return tuple(ids)
+
+
 async def _answers(
     lm: Any, connection: Connection, batch: Sequence[ScoreRequest], top_k: int
 ) -> list[TokenScores]:

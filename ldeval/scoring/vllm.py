@@ -22,7 +22,14 @@ import numpy as np
 
 from ldeval.errors import ScoringError, UnsupportedBackendError
 from ldeval.records import TokenScores
-from ldeval.scoring.batch import ScoreRequest, checked, grouped, lookup, with_argmax
+from ldeval.scoring.batch import (
+    ScoreRequest,
+    checked,
+    end_tokens,
+    grouped,
+    lookup,
+    with_argmax,
+)
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +100,31 @@ def score_checked(
     return found, engine.note(requests)
 
 
+def continue_greedily(
+    lm: Any,
+    prompts: Sequence[tuple[int, ...]],
+    limit: int,
+    *,
+    done: Callable[[int], object] = lambda _: None,
+) -> list[tuple[int, ...]]:
+    """The most probable tokens after each prompt, at most ``limit`` of them, the end
+    token among them where it comes."""
+    from vllm import SamplingParams, TokensPrompt
+
+    ends = sorted(end_tokens(lm))
+    how = SamplingParams(
+        temperature=0.0, max_tokens=limit, detokenize=False, stop_token_ids=ends
+    )
+    found: list[tuple[int, ...]] = []
+    for start in range(0, len(prompts), REQUESTS_PER_CALL):
+        call = prompts[start : start + REQUESTS_PER_CALL]
+        asked = [TokensPrompt(prompt_token_ids=list(ids)) for ids in call]
+        outputs = _generated(lm, asked, how)
+        found += [tuple(output.outputs[0].token_ids) for output in outputs]
+        done(len(call))
+    return found
+
+
 def _calls(requests: Sequence[ScoreRequest], tokens: int) -> Iterator[list[int]]:
     """Indices of requests, those with one context in one call where they fit."""
     call: list[int] = []
@@ -113,10 +145,9 @@ class _Engine:
     """One engine, and the count of what its prefix cache gave."""
 
     def __init__(self, lm: Any, top_k: int) -> None:
-        self._llm = lm.model
-        self._lora = lm.lora_request
+        self._lm = lm
         self._top_k = top_k
-        config = self._llm.llm_engine.vllm_config
+        config = lm.model.llm_engine.vllm_config
         cache = config.cache_config
         self._block = int(cache.block_size)
         blocks = int(cache.num_gpu_blocks or 0)
@@ -190,7 +221,7 @@ class _Engine:
         ]
         if prompts:
             params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
-            self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._lora)
+            _generated(self._lm, prompts, params)
 
     def _generate(self, requests: Sequence[ScoreRequest], *, read: bool) -> list[Any]:
         from vllm import SamplingParams, TokensPrompt
@@ -208,22 +239,7 @@ class _Engine:
             )
             for request in requests
         ]
-        return self._run(prompts, params)
-
-    def _run(self, prompts: Sequence[Any], params: Any) -> list[Any]:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
-            outputs: list[Any] = self._llm.generate(
-                prompts, params, use_tqdm=False, lora_request=self._lora
-            )
-        except EngineDeadError as error:
-            raise ScoringError(
-                "the vLLM engine died; its own messages above say why. Less memory "
-                "(gpu_memory_utilization, VLLM_CPU_KVCACHE_SPACE) or a smaller "
-                "max_model_len may help; --model hf does without it."
-            ) from error
-        return outputs
+        return _generated(self._lm, prompts, params)
 
     def _read(self, request: ScoreRequest, output: Any) -> TokenScores:
         known = None
@@ -231,6 +247,27 @@ class _Engine:
             known = np.asarray(output.prompt_token_id_logprobs, np.float32)
             known = known[: request.n_tokens]
         return read_flat(request, output.prompt_logprobs, self._top_k, known)
+
+
+def _generated(lm: Any, prompts: Sequence[Any], params: Any) -> list[Any]:
+    """What the engine gives, with the adapter that is loaded.
+
+    Raises:
+        ScoringError: when it died.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        outputs: list[Any] = lm.model.generate(
+            prompts, params, use_tqdm=False, lora_request=lm.lora_request
+        )
+    except EngineDeadError as error:
+        raise ScoringError(
+            "the vLLM engine died; its own messages above say why. Less memory "
+            "(gpu_memory_utilization, VLLM_CPU_KVCACHE_SPACE) or a smaller "
+            "max_model_len may help; --model hf does without it."
+        ) from error
+    return outputs
 
 
 def _intact(request: ScoreRequest, output: Any, fixed_ids: bool) -> bool:

@@ -50,6 +50,7 @@ SCRIPTS = (
     "flow.js",
     "influence.js",
     "claims.js",
+    "greedy.js",
     "foretold.js",
     "movers.js",
     "risk.js",

@@ -24,6 +24,7 @@ from ldeval.report.change_tables import (
     pairs_table,
     share_table,
 )
+from ldeval.report.greedy_tables import greedy_sentence, greedy_table
 from ldeval.report.json_report import plain
 from ldeval.report.markdown import HOW_TO_READ
 from ldeval.report.measure_tables import (
@@ -116,6 +117,7 @@ def run_view(comparison: Comparison) -> dict[str, Any]:
         "verdicts": _verdicts(comparison),
         "sentences": {s: _sentences(comparison, s) for s in _splits(comparison)},
         "measures": _measures(comparison),
+        "greedy": _greedy(comparison),
         "sources": _sources(comparison),
     }
 
@@ -215,6 +217,18 @@ def _sentences(comparison: Comparison, split: Split) -> list[str]:
         found = [t for t in comparison.trajectories if t.split == split]
         return [path_sentence(path) for path in found]
     return list(split_sentences(comparison.overall, split, comparison.noise_floor))
+
+
+def _greedy(comparison: Comparison) -> dict[str, Any] | None:
+    path = comparison.greedy
+    if path is None:
+        return None
+    said = [text for s in SPLITS if (text := greedy_sentence(path, s)) is not None]
+    tables = [greedy_table(path, s) for s in SPLITS]
+    return {
+        "said": [*said, *path.notes],
+        "tables": [table_record(table) for table in tables if table.rows],
+    }
 
 
 def _measures(comparison: Comparison) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 const SECTIONS = [
   ["verdicts", "Verdicts"], ["curves", "Paths"], ["changes", "Changes"], ["flow", "Flow"],
-  ["influence", "Influence"], ["claims", "Claims"], ["foretold", "Foretold"],
+  ["influence", "Influence"], ["claims", "Claims"], ["greedy", "Generation"], ["foretold", "Foretold"],
   ["movers", "Examples"], ["risk", "Risk"], ["prompts", "Prompts"],
   ["measures", "Measures"], ["sources", "Sources"], ["read", "How to read"],
 ];
@@ -56,7 +56,7 @@ function openRun(number_) {
     h("div", { class: "title" }, h("h1", null, core.title),
       h("p", { class: "run-line" }, h("b", null, run.report.run), ` · ${run.view.introduction}`)),
     verdictsView(run), curvesView(run), changesView(run), flowView(run), influenceView(run),
-    claimsView(run), ...[foretoldView, moversView, riskView].map((view) => view(run) || ""),
+    claimsView(run), ...[greedyView, foretoldView, moversView, riskView].map((view) => view(run) || ""),
     promptsView(run), measuresView(run), sourcesView(run), readView());
   navigate();
 }

@@ -1,0 +1,167 @@
+"""Greedy decodes on disk, beside the tables of a run.
+
+``<store>/<run>/greedy/step_000120.parquet`` holds one row a prompt, and in its metadata
+what the decodes are of. A file is written under a temporary name, flushed and renamed,
+so that its presence means that it is whole; its pages carry checksums. Apart from
+:mod:`store`, since a run may have scores and no decodes, or get them later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldeval.errors import MismatchError, StoreError
+from ldeval.records import DECODES_VERSION, Excluded, GreedyDecode, GreedyDecodes
+
+FOLDER = "greedy"
+_META = b"ldeval"
+_TEXTS = pa.schema(
+    [
+        ("probe_id", pa.string()),
+        ("trained", pa.bool_()),
+        ("ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("text", pa.string()),
+        ("ended", pa.bool_()),
+        ("reference_logprobs", pa.list_(pa.float32())),
+    ]
+)
+
+
+def write_decodes(run: Path, decodes: GreedyDecodes) -> Path:
+    """Keep the decodes of one checkpoint beside its run's tables.
+
+    Raises:
+        StoreError: when the disk is full or cannot be written.
+    """
+    path = _place(run, decodes.step)
+    about = {
+        "version": DECODES_VERSION,
+        **{name: getattr(decodes, name) for name in _ABOUT},
+        "settings": dict(decodes.settings),
+        "excluded": [[e.probe_id, e.kind, e.reason] for e in decodes.excluded],
+    }
+    schema = _TEXTS.with_metadata({_META: json.dumps(about).encode()})
+    rows = [
+        {name: getattr(item, name) for name in _TEXTS.names} for item in decodes.decodes
+    ]
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = pa.Table.from_pylist(rows, schema)
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        with partial.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror or error}). Free space or "
+            "choose another --store; finished steps are kept, and the same command "
+            "goes on from them."
+        ) from error
+    return path
+
+
+_ABOUT = (
+    "step",
+    "weights_hash",
+    "probe_set_hash",
+    "reference_step",
+    "max_tokens",
+    "backend",
+    "dtype",
+    "off_argmax",
+)
+
+
+def kept_decodes(
+    run: Path, step: int, asked: Mapping[str, Any]
+) -> GreedyDecodes | None:
+    """The decodes of a step, where they are stored already.
+
+    Args:
+        asked: fields that they must have.
+
+    Raises:
+        MismatchError: when other decodes lie there.
+        StoreError: when they are damaged.
+    """
+    path = _place(run, step)
+    if not path.is_file():
+        return None
+    found = read_decodes(path)
+    for name, wanted in asked.items():
+        have = getattr(found, name)
+        if have != wanted:
+            raise MismatchError(
+                f"{path} holds greedy decodes with {name} {have}, this sweep has "
+                f"{wanted}. Use another --run or --store, or delete the folder "
+                f"{path.parent}."
+            )
+    return found
+
+
+def run_decodes(run: Path) -> tuple[GreedyDecodes, ...]:
+    """All decodes of a run, by step; none where it was swept without.
+
+    Raises:
+        StoreError: when one is damaged.
+    """
+    paths = sorted((run / FOLDER).glob("step_*.parquet"))
+    return tuple(sorted(map(read_decodes, paths), key=lambda item: item.step))
+
+
+def read_decodes(path: Path) -> GreedyDecodes:
+    """The decodes of one checkpoint.
+
+    Raises:
+        StoreError: naming the file, when it is damaged or of another version.
+    """
+    remedy = "Delete it and run the sweep again."
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        about = json.loads((table.schema.metadata or {})[_META])
+        version = about["version"]
+        if version != DECODES_VERSION:
+            raise StoreError(
+                f"{path}: version {version}, this ldeval reads {DECODES_VERSION}. "
+                f"{remedy}"
+            )
+        table = table.cast(_TEXTS)
+        return GreedyDecodes(
+            **{name: about[name] for name in _ABOUT},
+            decodes=tuple(_decode(row) for row in table.to_pylist()),
+            settings=about["settings"],
+            excluded=tuple(Excluded(*item) for item in about["excluded"]),
+        )
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}). {remedy}") from error
+
+
+def _decode(row: Mapping[str, Any]) -> GreedyDecode:
+    if len(row["ids"]) != len(row["logprobs"]):
+        raise ValueError(
+            f"{row['probe_id']!r} has {len(row['ids'])} tokens and "
+            f"{len(row['logprobs'])} log-probabilities"
+        )
+    return GreedyDecode(
+        probe_id=row["probe_id"],
+        trained=row["trained"],
+        ids=np.array(row["ids"], np.int32),
+        logprobs=np.array(row["logprobs"], np.float32),
+        text=row["text"],
+        ended=row["ended"],
+        reference_logprobs=np.array(row["reference_logprobs"], np.float32),
+    )
+
+
+def _place(run: Path, step: int) -> Path:
+    return run / FOLDER / f"step_{step:06d}.parquet"
