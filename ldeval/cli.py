@@ -220,6 +220,7 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
+    from ldeval.decodes import decode_files, read_decodes
     from ldeval.errors import StoreError
     from ldeval.store import list_runs, read_table
 
@@ -234,6 +235,13 @@ def _validate(options: argparse.Namespace) -> int:
             except StoreError as error:
                 faults += 1
                 print(f"{name} step {item.step}: {error}")
+        for path in decode_files(steps[0].folder.parent):
+            checked += 1
+            try:
+                read_decodes(path)
+            except StoreError as error:
+                faults += 1
+                print(f"{name}, greedy decodes: {error}")
     print(f"{options.path}: {checked} tables checked, {faults} with faults")
     return 1 if faults else 0
 

@@ -115,8 +115,13 @@ def run_decodes(run: Path) -> tuple[GreedyDecodes, ...]:
     Raises:
         StoreError: when one is damaged.
     """
-    paths = sorted((run / FOLDER).glob("step_*.parquet"))
-    return tuple(sorted(map(read_decodes, paths), key=lambda item: item.step))
+    found = map(read_decodes, decode_files(run))
+    return tuple(sorted(found, key=lambda item: item.step))
+
+
+def decode_files(run: Path) -> list[Path]:
+    """The files of a run's decodes."""
+    return sorted((run / FOLDER).glob("step_*.parquet"))
 
 
 def read_decodes(path: Path) -> GreedyDecodes:

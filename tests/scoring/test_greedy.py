@@ -198,3 +198,9 @@ def test_the_commands_keep_and_tell_it(
     said = " ".join(capsys.readouterr().out.split())
     assert "On trained prompts, greedy decodes at step 20 are" in said
     assert '"greedy": {' in report.read_text()
+    assert main(["validate", store]) == 0
+    assert "6 tables checked, 0 with faults" in capsys.readouterr().out
+    damaged = tmp_path / "store" / "run" / "greedy" / "step_000010.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    assert main(["validate", store]) == 1
+    assert "step_000010.parquet" in capsys.readouterr().out
