@@ -2,7 +2,8 @@
 
 Checkpoints are read one after another, each part by part, and reduced to a digest;
 only the first, the last and the two of the current pair are kept in full. Memory is
-that of the reference's ids and of the digests, whatever the number of checkpoints.
+that of the reference's ids and of a digest for each checkpoint: some 30 MB for 60,000
+responses, a fortieth of what the checkpoint holds.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from ldeval.bundled import bundled_probes
+from ldeval.checkpoints import find_checkpoints
 from ldeval.errors import CheckpointError, ScoringError, UnsupportedBackendError
 from ldeval.harness import read_output
 from ldeval.probes import ProbeSet, read_probes
@@ -30,6 +31,7 @@ from ldeval.scoring.sources import model_source
 from ldeval.store import load_run
 from ldeval.sweep import SweepSettings, sweep
 from tests.scoring.conftest import open_hf, plain_logprobs
+from tests.scoring.greedy_check import check_greedy
 from tests.tiny import perturb
 
 pytestmark = pytest.mark.vllm
@@ -174,6 +176,14 @@ def test_swapped_checkpoints_agree_with_a_plain_forward_pass(
             assert score.token_ids == tuple(labels.tolist())
             gap = abs(score.logprob_sum - float(label.double().sum())) / len(labels)
             assert gap < TOLERANCE, (key, gap)
+
+
+def test_greedy_decodes_are_those_of_a_plain_forward_pass(
+    source: ServedVllm, base: Checkpoint, run: Path, probes: ProbeSet
+) -> None:
+    later = find_checkpoints(run)[0]
+    first = check_greedy(source.open(base), base.path, probes.probes[:2])
+    check_greedy(source.open(later), later.path, probes.probes[:2], first)
 
 
 def test_ids_and_hashes_are_those_of_the_other_backends(

@@ -34,6 +34,7 @@ from ldeval.scoring.vllm_engine import VllmEngine
 from ldeval.store import load_run
 from ldeval.sweep import SweepSettings, sweep
 from tests.scoring.conftest import open_hf, plain_logprobs
+from tests.scoring.greedy_check import check_greedy
 from tests.tiny import perturb
 
 pytestmark = pytest.mark.vllm
@@ -130,6 +131,13 @@ def test_swapped_checkpoints_agree_with_a_plain_forward_pass(
             lm, bundled.probes, apply_chat_template=True, progress=False
         )
         assert_parity(scored, plain(checkpoint.path, lm, bundled, True))
+
+
+def test_greedy_decodes_are_those_of_a_plain_forward_pass(
+    source: VllmEngine, base: Checkpoint, moved: Checkpoint, bundled: ProbeSet
+) -> None:
+    first = check_greedy(source.open(base), base.path, bundled.probes)
+    check_greedy(source.open(moved), moved.path, bundled.probes, first)
 
 
 def test_hf_and_vllm_agree_on_the_papers_probes(
