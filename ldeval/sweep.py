@@ -339,11 +339,11 @@ class Sweep:
         self, checkpoint: Checkpoint, digest: str
     ) -> tuple[Any, tuple[str, ...]]:
         """The model of a checkpoint, checked where it was swapped in; and notes."""
+        self._open = None  # the model before must not stay in memory beside it
         lm = self._source.open(checkpoint)
+        notes: tuple[str, ...] = ()
         if self._source.swapped:
             lm, notes = self._checked(lm, checkpoint, digest)
-        else:
-            notes = ()
         self._open = (digest, lm)
         return lm, notes
 
