@@ -12,7 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ldeval.records import SPLIT_NAMES, Comparison
-from ldeval.report.measure_plots import richer_figure, similarity_figure
+from ldeval.report.measure_plots import (
+    greedy_figure,
+    richer_figure,
+    similarity_figure,
+)
 from ldeval.report.plots import (
     curves_figure,
     delta_figure,
@@ -83,6 +87,12 @@ def _of_stage(stage: Comparison, suffix: str, of_run: str) -> Iterable[PlannedFi
             f"flow{suffix}",
             f"Where the probability went at off-label positions{of_run}.",
             partial(flow_figure, stage),
+        )
+    if stage.greedy is not None:
+        yield PlannedFigure(
+            f"greedy{suffix}",
+            f"How probable greedy decodes are to each checkpoint{of_run}.",
+            partial(greedy_figure, stage),
         )
     if stage.richer:
         yield PlannedFigure(

@@ -171,6 +171,7 @@ def to_csv(
 
 def _tables(stage: Comparison) -> dict[str, list[_Row]]:
     crossed = [(cross.split, cross) for cross in stage.cross]
+    path = stage.greedy
     return {
         "curves": [_cells(point) for point in stage.curves],
         "changes": _by_pair(stage, lambda pair: pair.changes),
@@ -192,6 +193,8 @@ def _tables(stage: Comparison) -> dict[str, list[_Row]]:
         "similarity": [
             {"split": s} | _cells(p) for s, c in crossed for p in c.similarity
         ],
+        "greedy": [] if path is None else [_cells(step) for step in path.steps],
+        "greedy_prompts": [] if path is None else [_cells(m) for m in path.moves],
         "claims": [
             {"claim": claim.name, "split": claim.split, "state": claim.state}
             | {"evidence": name}

@@ -76,6 +76,48 @@ def similarity_figure(comparison: Comparison) -> Figure:
     return figure
 
 
+def greedy_figure(comparison: Comparison) -> Figure:
+    """How probable greedy decodes are to each checkpoint, by step.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ValueError: the comparison holds no decodes.
+    """
+    path = comparison.greedy
+    if path is None:
+        raise ValueError(f"{comparison.run}: no greedy decodes were kept")
+    figure = new_figure(9.0, 3.4)
+    axes = figure.add_axes((0.1, 0.16, 0.72, 0.6))
+    plain_axes(axes)
+    for split in SPLIT_NAMES:
+        found = [step for step in path.steps if step.split == split]
+        steps = [float(step.step) for step in found]
+        _points(axes, steps, [s.own_tok for s in found], "chosen", split)
+        _points(axes, steps, [s.reference_tok for s in found], "initial", split)
+        if found and split == path.steps[0].split:
+            last = found[-1]
+            for text, end in (("own", last.own_tok), ("first's", last.reference_tok)):
+                if math.isfinite(end.value):
+                    axes.annotate(
+                        f"{text} decode",
+                        (last.step, end.value),
+                        (8, 0),
+                        textcoords="offset points",
+                        fontsize=FONT - 1,
+                        va="center",
+                    )
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xlabel("training step", fontsize=FONT)
+    axes.set_ylabel("change, nats / token", fontsize=FONT)
+    _head(
+        figure,
+        "Does it reach generation?",
+        f"{for_figure(comparison.run, 24)}: greedy decodes against those of step "
+        f"{path.reference_step}. Open: held-out.",
+    )
+    return figure
+
+
 def _points(
     axes: Axes, x: list[float], found: list[Estimate], kind: str, split: Split
 ) -> None:

@@ -14,7 +14,8 @@ from ldeval.compare.greedy import greedy_path
 from ldeval.compare.stats import Bootstrap
 from ldeval.records import Comparison
 from ldeval.report import print_summary
-from ldeval.report.json_report import dumps
+from ldeval.report.figure_plan import plan
+from ldeval.report.json_report import dumps, to_csv
 from ldeval.report.markdown import render_markdown
 from ldeval.report.page import PageRun, render_page
 from tests.compare.test_greedy import world
@@ -117,4 +118,12 @@ def test_text_json_and_markdown_tell_it_too(comparison: Comparison) -> None:
     markdown = render_markdown(comparison, {})
     assert "Greedy decodes, held-out" in markdown
     assert "Whose greedy decode fell most" in markdown
+    tables = to_csv(comparison)
+    assert tables["greedy"].count("\n") == 1 + len(comparison.greedy.steps)
+    assert tables["greedy_prompts"].count("\n") >= 1 + len(comparison.greedy.moves)
+    keys = [figure.key for figure in plan([comparison])]
+    assert "greedy" in keys
+    drawn = next(f for f in plan([comparison]) if f.key == "greedy").draw()
+    lines = {line.get_gid() for line in drawn.axes[0].lines} - {None}
+    assert {"chosen/trained", "initial/heldout"} <= lines
     assert HOSTILE[0] not in markdown
