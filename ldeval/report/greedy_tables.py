@@ -62,8 +62,8 @@ def greedy_sentence(path: GreedyPath, split: Split) -> str | None:
         return None
     return (
         f"On {SPLIT_NAMES[split]} prompts, greedy decodes at step {last.step} are "
-        f"{_SURER[path.surer[split]]} ({quote(last.own_tok)}); "
-        f"{_LEFT[path.left[split]]} ({quote(last.reference_tok)}). "
+        f"{_SURER[path.surer[split]]}: {quote(last.own_tok)}; "
+        f"{_LEFT[path.left[split]]}: {quote(last.reference_tok)}. "
         f"{last.same} of {last.n} decodes are the same text."
     )
 

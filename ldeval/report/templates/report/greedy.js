@@ -18,12 +18,13 @@ function greedyView(run) {
     + "Where mass is squeezed onto what is most probable already, a checkpoint's own decodes "
     + "become more probable to it; where the first checkpoint's decodes fall, it no longer "
     + "says what it said.",
-    controls(saves(pictures("greedy"), downloads("greedy", () => named(runOf().report.greedy.steps)),
-      downloads("greedy_prompts", () => named(runOf().report.greedy.moves)))),
+    controls(saves(pictures("greedy"), downloads("greedy", () => named(runOf().report.greedy.steps)))),
     run.view.greedy.said.map((text) => h("p", { class: "plain" }, text)),
     figures,
     run.view.greedy.tables.map((table) => tableOf(table)),
-    h("h3", null, "Whose decode fell most"), moves);
+    h("h3", null, "Whose decode fell most"), moves,
+    h("p", { class: "note" }, "Every prompt: ",
+      downloads("greedy_prompts", () => named(runOf().report.greedy.moves))));
 }
 
 function drawDecodes(holder, path, width) {
@@ -63,7 +64,7 @@ function decodePanel(path, split, low, high, width) {
       s("text", { class: "tick", x: x(end.step) + 8, y: y(end.value) + 4 }, label),
     ];
   });
-  return h("figure", null, s("svg", { class: "figure", width, height, viewBox: `0 0 ${width} ${height}`,
+  return h("figure", null, s("svg", { class: "figure", "data-split": split, width, height, viewBox: `0 0 ${width} ${height}`,
     role: "img", "aria-label": `Greedy decodes on ${SPLIT_WORDS[split]} prompts, nats/token by step; the table below holds the numbers` },
   s("text", { class: "axis-title", x: pad.left, y: 14 }, `${SPLIT_WORDS[split]}: change, nats/token`),
   marks.map((value) => [s("line", { class: value ? "grid" : "zero", x1: pad.left, x2: width - pad.right, y1: y(value), y2: y(value) }),
