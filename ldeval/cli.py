@@ -126,7 +126,7 @@ def _sweep_command(commands: Any) -> None:
     )
     command.add_argument(
         "--greedy",
-        type=int,
+        type=_tokens,
         default=0,
         metavar="TOKENS",
         help="let every checkpoint continue each prompt greedily, for at most so many "
@@ -148,6 +148,12 @@ def _sweep_command(commands: Any) -> None:
         metavar="MINUTES",
         help="with --watch: end when no checkpoint has come for so long",
     )
+
+
+def _tokens(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens, e.g. 64")
+    return int(text)
 
 
 def _sweep(options: argparse.Namespace) -> int:

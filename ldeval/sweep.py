@@ -359,7 +359,11 @@ class Sweep:
             "max_tokens": settings.greedy,
             "settings": self._asked,
         }
-        found = kept_decodes(run, checkpoint.step, asked)
+        first = self._first_decodes
+        reference = checkpoint.step if first is None else first.step
+        found = kept_decodes(
+            run, checkpoint.step, {**asked, "reference_step": reference}
+        )
         if found is None:
             lm = self._open[1] if self._open and self._open[0] == digest else None
             if lm is None:
@@ -369,14 +373,13 @@ class Sweep:
                 settings.probes.probes,
                 step=checkpoint.step,
                 **asked,
-                reference=self._first_decodes,
+                reference=first,
                 apply_chat_template=settings.apply_chat_template,
                 system_instruction=settings.system_instruction,
                 progress=settings.progress,
             )
             write_decodes(run, found)
-        if self._first_decodes is None:
-            self._first_decodes = found
+        self._first_decodes = first or found
 
     def _noise(
         self, lm: Any, scored: Scored, checkpoint: Checkpoint

@@ -60,6 +60,12 @@ def greedy_path(
     if len(kept) < 2:
         return None
     first = kept[0]
+    strays = [str(d.step) for d in kept if d.reference_step != first.step]
+    if strays:
+        notes.append(
+            f"decodes of step {', '.join(strays)} do not follow those of step "
+            f"{first.step}: left out"
+        )
     kept = [d for d in kept if d.reference_step == first.step]
     steps = [
         step

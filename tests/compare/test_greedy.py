@@ -111,6 +111,13 @@ def test_decodes_of_other_weights_are_left_out_and_told() -> None:
     assert "no greedy decodes at step 30" in notes
 
 
+def test_decodes_that_follow_another_checkpoint_are_left_out_and_told() -> None:
+    stray = replace(world(20, 0.0, 0.0), reference_step=10)
+    path = followed(world(10, 0.1, -0.2), stray)
+    assert {step.step for step in path.steps} == {10}
+    assert "step 20 do not follow those of step 0" in " ".join(path.notes)
+
+
 def test_without_two_checkpoints_there_is_nothing_to_say() -> None:
     one = world(0, 0.0, 0.0)
     assert greedy_path([one], {0: "w0"}, M, Bootstrap(0, 99)) is None

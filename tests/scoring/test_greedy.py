@@ -185,6 +185,15 @@ def test_a_finished_run_gets_its_decodes_later_and_keeps_them(
         sweep(trained / "run", settings(trained, store, greedy=LENGTH + 1))
 
 
+@pytest.mark.parametrize("text", ["-1", "0", "many"])
+def test_a_length_that_is_none_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", "run", "--store", str(tmp_path), "--greedy", text])
+    assert "is no number of tokens" in capsys.readouterr().err
+
+
 def test_the_commands_keep_and_tell_it(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
