@@ -161,10 +161,11 @@ def align(reference: Rows, table: Rows) -> npt.NDArray[np.intp]:
     Returns:
         [R] row numbers; −1 where the response is unusable in either table.
     """
-    index, good = table.index(), usable(table)
+    good = usable(table)
     if table.probe_ids is reference.probe_ids and table.kinds is reference.kinds:
         both = good & usable(reference)
         return np.where(both, np.arange(len(table), dtype=np.intp), -1)
+    index = table.index()
     pairs = zip(reference.probe_ids.tolist(), reference.kinds.tolist(), strict=True)
     rows = np.array([index.get(pair, -1) for pair in pairs], dtype=np.intp)
     if not len(table):
