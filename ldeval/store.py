@@ -6,6 +6,7 @@
         trained.jsonl           which examples each optimizer step trained on, if known
         probes.jsonl            the probes that were scored
         tokenizer.json          how their tokens are spelled, where there is one
+        greedy/                 greedy decodes by step, if kept (:mod:`decodes`)
         step_000120/
             responses.parquet   one row a response: probe_id, kind, n_tokens, sums
             tokens.parquet      one row a token, in the order of the responses
