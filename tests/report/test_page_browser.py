@@ -161,7 +161,7 @@ def test_verdicts_come_first_and_open_to_their_numbers(
     card = page.locator('[data-verdict="squeezing"]')
     card.locator("summary").click()
     verdict = next(v for v in dpo_run.comparison.verdicts if v.name == "squeezing")
-    assert verdict.conjuncts[0].statement in card.text_content()
+    card.get_by_text(verdict.conjuncts[0].statement).first.wait_for()
     assert "(99%) nats/token" in card.text_content()
 
 
@@ -343,7 +343,7 @@ def test_claims_are_all_there_with_their_tests(page: Page, dpo_run: ScoredRun) -
     item = page.locator('[data-claim="D1"]')
     item.locator("summary").click()
     test = next(c.test for c in dpo_run.comparison.claims if c.name == "D1")
-    assert test in (item.text_content() or "")
+    item.get_by_text(test).first.wait_for()
 
 
 def test_another_run_takes_the_place_of_the_first(

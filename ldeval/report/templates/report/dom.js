@@ -158,6 +158,8 @@ function fold(summary, build, attributes = {}) {
     if (!built) inside.append(...[build()].flat(Infinity).filter(Boolean));
     built = true;
   };
+  // "toggle" comes late, and from keys and printing too: by hand it is filled at once
+  details.firstChild.addEventListener("click", make);
   details.addEventListener("toggle", () => { if (details.open) make(); });
   details.make = make;
   return details;
