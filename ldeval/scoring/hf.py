@@ -215,20 +215,19 @@ def continue_greedily(
 
     ends = sorted(end_tokens(lm))
     pad = ends[0] if ends else 0
-    # every setting that could bend the choice is named: a model's own are not asked
     plain = GenerationConfig(
         do_sample=False,
-        num_beams=1,
         max_new_tokens=limit,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         eos_token_id=ends or None,
         pad_token_id=pad,
     )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     found: list[tuple[int, ...]] = [()] * len(prompts)
-    was_training = lm.model.training
+    was_training, own = lm.model.training, lm.model.generation_config
     lm.model.eval()
+    # what is not set is taken from the model's own: a penalty there, or a suppressed
+    # token, would bend the choice
+    lm.model.generation_config = GenerationConfig()
     try:
         for start in range(0, len(order), DECODES_AT_ONCE):
             batch = order[start : start + DECODES_AT_ONCE]
@@ -248,6 +247,7 @@ def continue_greedily(
                 found[index] = up_to_end(output[row, width:].tolist(), ends)
             done(len(batch))
     finally:
+        lm.model.generation_config = own
         lm.model.train(was_training)
     return found
 

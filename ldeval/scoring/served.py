@@ -245,6 +245,11 @@ def continue_greedily(
         "model": lm.model,
         "max_tokens": limit,
         "temperature": 0,
+        # a server takes what is not sent from the model's own generation settings
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "min_tokens": 0,
         "return_token_ids": True,
     }
 

@@ -104,6 +104,34 @@ def test_decodes_and_scores_are_those_of_a_plain_loop(trained: Path) -> None:
     assert changed > 0
 
 
+def test_a_models_own_generation_settings_do_not_bend_the_choice(
+    trained: Path,
+) -> None:
+    wanted = decoded(trained / "base").decodes
+    lm = HFLM(pretrained=str(trained / "base"), dtype="float32", device="cpu")
+    taken = sorted({int(token) for decode in wanted for token in decode.ids})
+    settings = lm.model.generation_config
+    settings.do_sample, settings.temperature, settings.top_k = True, 2.0, 5
+    settings.repetition_penalty, settings.no_repeat_ngram_size = 5.0, 1
+    settings.min_new_tokens, settings.suppress_tokens = 9, taken[:3]
+    settings.bad_words_ids = [[token] for token in taken[3:6]]
+    settings.forced_eos_token_id, settings.num_beams = taken[6], 3
+    found = greedy_decodes(
+        lm,
+        PROBES.probes,
+        step=0,
+        weights_hash="w",
+        probe_set_hash="p",
+        max_tokens=LENGTH,
+        apply_chat_template=True,
+        progress=False,
+    )
+    assert found.off_argmax == 0
+    for one, other in zip(found.decodes, wanted, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+    assert lm.model.generation_config.repetition_penalty == 5.0  # as it was
+
+
 def test_a_decode_ends_with_the_end_token_or_is_said_to_be_cut(trained: Path) -> None:
     lm = HFLM(pretrained=str(trained / "base"), dtype="float32", device="cpu")
     begun = contexts(trained / "base")
