@@ -6,6 +6,7 @@ the command line, takes adapters.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -58,15 +59,26 @@ def _environment() -> None:
 
 
 @pytest.fixture(scope="module")
-def source(demo_model: Path) -> Iterator[ServedVllm]:
-    served = ServedVllm(ENGINE, base=str(demo_model))
+def penalised(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with generation settings that a server would go by."""
+    folder = tmp_path_factory.mktemp("penalised") / "base"
+    shutil.copytree(demo_model, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"repetition_penalty": 1.8, "do_sample": True, "temperature": 0.7}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(penalised: Path) -> Iterator[ServedVllm]:
+    served = ServedVllm(ENGINE, base=str(penalised))
     yield served
     served.close()
 
 
 @pytest.fixture(scope="module")
-def base(demo_model: Path) -> Checkpoint:
-    return Checkpoint(str(demo_model), 0)
+def base(penalised: Path) -> Checkpoint:
+    return Checkpoint(str(penalised), 0)
 
 
 @pytest.fixture(scope="module")
