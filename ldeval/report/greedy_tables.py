@@ -13,14 +13,15 @@ from ldeval.report.rounding import percent, quote
 from ldeval.report.tables import Column, Table
 
 _SURER: dict[Truth, str] = {
-    "holds": "surer of what they say than the first one was",
-    "does_not_hold": "not surer of what they say than the first one was",
-    "undecided": "perhaps surer of what they say, which these prompts do not settle",
+    "holds": "the model has become surer of what it says by itself",
+    "does_not_hold": "the model has not become surer of what it says by itself",
+    "undecided": "whether the model is surer of what it says by itself is not settled",
 }
 _LEFT: dict[Truth, str] = {
-    "holds": "what the first one said has become less probable",
-    "does_not_hold": "what the first one said has not become less probable",
-    "undecided": "whether what the first one said became less probable is not settled",
+    "holds": "what the first checkpoint said has become less probable",
+    "does_not_hold": "what the first checkpoint said has not become less probable",
+    "undecided": "whether what the first checkpoint said became less probable is not "
+    "settled",
 }
 _SHOWN = 8
 
@@ -61,9 +62,9 @@ def greedy_sentence(path: GreedyPath, split: Split) -> str | None:
     if last is None:
         return None
     return (
-        f"On {SPLIT_NAMES[split]} prompts, greedy decodes at step {last.step} are "
-        f"{_SURER[path.surer[split]]}: {quote(last.own_tok)}; "
-        f"{_LEFT[path.left[split]]}: {quote(last.reference_tok)}. "
+        f"Greedy decodes of {SPLIT_NAMES[split]} prompts at step {last.step}: "
+        f"{_SURER[path.surer[split]]}, {quote(last.own_tok)}; "
+        f"{_LEFT[path.left[split]]}, {quote(last.reference_tok)}. "
         f"{last.same} of {last.n} decodes are the same text."
     )
 

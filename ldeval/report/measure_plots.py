@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _FILL: dict[Split, str] = {"trained": "full", "heldout": "none"}
 
 
+MANY_STEPS = 12
+"""From so many on, not every step has a tick."""
+
+
 def richer_figure(comparison: Comparison) -> Figure:
     """Δ ln p of the top tokens against their earlier ln p, by decile.
 
@@ -89,9 +93,11 @@ def greedy_figure(comparison: Comparison) -> Figure:
     figure = new_figure(9.0, 3.4)
     axes = figure.add_axes((0.1, 0.16, 0.72, 0.6))
     plain_axes(axes)
+    every = sorted({path.reference_step, *(step.step for step in path.steps)})
+    aside = 0.006 * (every[-1] - every[0])  # or one split's intervals hide the other's
     for split in SPLIT_NAMES:
         found = [step for step in path.steps if step.split == split]
-        steps = [float(step.step) for step in found]
+        steps = [s.step + (aside if split == "heldout" else -aside) for s in found]
         _points(axes, steps, [s.own_tok for s in found], "chosen", split)
         _points(axes, steps, [s.reference_tok for s in found], "initial", split)
         if found and split == path.steps[0].split:
@@ -101,12 +107,15 @@ def greedy_figure(comparison: Comparison) -> Figure:
                     axes.annotate(
                         f"{text} decode",
                         (last.step, end.value),
-                        (8, 0),
+                        (12, 0),
                         textcoords="offset points",
                         fontsize=FONT - 1,
                         va="center",
                     )
     axes.axhline(0, color=INK, linewidth=0.8)
+    if len(every) < MANY_STEPS:
+        axes.set_xticks(every)
+    axes.set_xlim(left=every[0])
     axes.set_xlabel("training step", fontsize=FONT)
     axes.set_ylabel("change, nats / token", fontsize=FONT)
     _head(

@@ -114,7 +114,7 @@ def test_text_json_and_markdown_tell_it_too(comparison: Comparison) -> None:
     assert record["surer"] == {"trained": "holds", "heldout": "holds"}
     assert len(record["moves"]) == len(comparison.greedy.moves)
     said = " ".join(print_summary(comparison).split())
-    assert "greedy decodes at step 60 are surer of what they say" in said
+    assert "at step 60: the model has become surer of what it says by itself" in said
     markdown = render_markdown(comparison, {})
     assert "Greedy decodes, held-out" in markdown
     assert "Whose greedy decode fell most" in markdown

@@ -233,7 +233,7 @@ def test_the_commands_keep_and_tell_it(
     report = tmp_path / "report.json"
     assert main(["diff", f"{store}/run", "--json", str(report)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "On trained prompts, greedy decodes at step 20 are" in said
+    assert "Greedy decodes of trained prompts at step 20: " in said
     assert '"greedy": {' in report.read_text()
     assert main(["validate", store]) == 0
     assert "6 tables checked, 0 with faults" in capsys.readouterr().out
