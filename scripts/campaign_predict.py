@@ -9,9 +9,10 @@ each size: R² of the prediction as it stands (no line is fitted), its slope, ho
 the sign is right, and the error. The whole must be the sum of its parts: each example's
 share, the optimizer's history, weight decay.
 
-Cases: ``sft`` and ``dpo`` with SGD in float32, ``double`` (both, in float64, where the
-error must fall with the square of the size) and ``adamw`` (a step after three real
-ones, clipped and with weight decay). Sizes are multiples of the step: 0.25 to 64.
+Cases: ``sft`` and ``dpo`` with SGD in float32, ``adamw`` (DPO, a step after three real
+ones, clipped and with weight decay) and ``double`` (the three in float64, where the
+error must fall with the square of the size). Sizes are multiples of the step: 0.25 to
+64.
 """
 
 from __future__ import annotations
@@ -196,6 +197,10 @@ def main() -> None:
         for loss, lr in (("sft", 1e-5), ("dpo", 1e-5)):
             lm = open_causal_lm(options.model, dtype="float64")
             note(f"SGD, {loss}, float64", case(lm, probes, few, loss, lr=lr))
+        lm = open_causal_lm(options.model, dtype="float64")
+        settings = {"family": "adamw", "replayed": 3, "max_norm": 1.0}
+        result = case(lm, probes, few, "dpo", lr=1e-7, **settings, weight_decay=0.1)
+        note("AdamW, dpo, float64, step 4", result)
 
 
 if __name__ == "__main__":
