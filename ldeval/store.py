@@ -12,29 +12,42 @@
             tokens.parquet      one row a token, in the order of the responses
             manifest.json       written last; its presence means complete
 
-Each file is written under a temporary name, flushed to disk and renamed; the manifest
-holds the size and SHA-256 of the others, so that what is half-written or damaged is
-never read as scores.
+Each file is written whole (:mod:`files`); the manifest holds the size and SHA-256 of
+the others, so that what is half-written or damaged is never read as scores. A store may
+be at a URL: only the manifest's presence is relied on there, since object stores cannot
+rename.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldeval.errors import IncompleteError, StoreError
+from ldeval.files import (
+    file_size,
+    local_copy,
+    move_tree,
+    named,
+    own_name,
+    place,
+    read_text,
+    remove,
+    remove_tree,
+    write_whole,
+    written,
+)
 from ldeval.records import (
     SCHEMA_VERSION,
     Excluded,
@@ -69,11 +82,20 @@ def step_folder(store: str | Path, run: str, step: int) -> Path:
     Raises:
         StoreError: for a run name that would leave the store.
     """
-    if not run or run in (".", "..") or "/" in run or os.sep in run or "\0" in run:
+    return run_folder(store, run) / f"step_{step:06d}"
+
+
+def run_folder(store: str | Path, run: str) -> Path:
+    """Where a run stands.
+
+    Raises:
+        StoreError: for a run name that would leave the store.
+    """
+    if not run or run in (".", "..") or any(mark in run for mark in "/\\\0"):
         raise StoreError(
             f"run name {run!r} is not a plain folder name. Give one with --run."
         )
-    return Path(store) / run / f"step_{step:06d}"
+    return place(store) / run
 
 
 def list_runs(store: str | Path) -> dict[str, list[StoredStep]]:
@@ -85,17 +107,20 @@ def list_runs(store: str | Path) -> dict[str, list[StoredStep]]:
     Raises:
         StoreError: when it does not exist or holds no runs.
     """
-    root = Path(store)
-    if not root.is_dir():
-        raise StoreError(f"{root}: no such store. Score a run into it: ldeval sweep.")
-    own = list_steps(root)
-    if own:
-        return {root.resolve().name: own}
-    runs = {}
-    for folder in sorted(root.iterdir()):
-        steps = list_steps(folder) if folder.is_dir() else []
-        if steps:
-            runs[folder.name] = steps
+    root = place(store)
+    with named(root, "Is it there, and can it be reached?", doing="read"):
+        if not root.is_dir():
+            raise StoreError(
+                f"{root}: no such store. Score a run into it: ldeval sweep."
+            )
+        own = list_steps(root)
+        if own:
+            return {own_name(root): own}
+        runs = {}
+        for folder in sorted(root.iterdir(), key=str):
+            steps = list_steps(folder) if folder.is_dir() else []
+            if steps:
+                runs[folder.name] = steps
     if not runs:
         raise StoreError(
             f"{root}: holds no runs. Give a store, or one run in it; 'ldeval sweep' "
@@ -106,13 +131,21 @@ def list_runs(store: str | Path) -> dict[str, list[StoredStep]]:
 
 def list_steps(run: str | Path) -> list[StoredStep]:
     """The steps of one run, complete or not."""
+    root = place(run)
     found = []
-    for folder in Path(run).glob("step_*"):
-        number = folder.name.removeprefix("step_")
-        if folder.is_dir() and number.isdigit():
-            complete = (folder / MANIFEST).is_file()
-            found.append(StoredStep(int(number), folder, complete))
+    with named(root, "Is it there, and can it be reached?", doing="read"):
+        for folder in _named_like(root, "step_"):
+            number = folder.name.removeprefix("step_")
+            if number.isascii() and number.isdigit() and folder.is_dir():
+                complete = (folder / MANIFEST).is_file()
+                found.append(StoredStep(int(number), folder, complete))
     return sorted(found, key=lambda item: item.step)
+
+
+def _named_like(folder: Path, prefix: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [item for item in folder.iterdir() if item.name.startswith(prefix)]
 
 
 def set_aside(run: str | Path, steps: Sequence[StoredStep]) -> Path:
@@ -122,16 +155,13 @@ def set_aside(run: str | Path, steps: Sequence[StoredStep]) -> Path:
     Raises:
         StoreError: when they cannot be moved.
     """
-    taken = [path.name for path in Path(run).glob("replaced_*")]
+    root = place(run)
+    taken = [path.name for path in _named_like(root, "replaced_")]
     number = 1 + max((int(name[9:]) for name in taken if name[9:].isdigit()), default=0)
-    place = Path(run) / f"replaced_{number}"
-    try:
-        place.mkdir()
-        for item in steps:
-            item.folder.rename(place / item.folder.name)
-    except OSError as error:
-        raise StoreError(f"{place}: cannot be written ({error.strerror}).") from error
-    return place
+    target = root / f"replaced_{number}"
+    for item in steps:
+        move_tree(item.folder, target / item.folder.name)
+    return target
 
 
 # --------------------------------------------------------------------------- writing
@@ -147,57 +177,107 @@ def write_table(folder: str | Path, table: ScoreTable) -> Manifest:
         StoreError: when the disk is full or cannot be written; nothing that was
             complete before is touched then.
     """
-    folder = Path(folder)
-    try:
-        if folder.exists():
-            # incomplete leftovers of a killed run, or a table being replaced: without
-            # its manifest it is incomplete from here on
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        files = {
-            RESPONSES: _write_parquet(folder / RESPONSES, _responses(table)),
-            TOKENS: _write_parquet(folder / TOKENS, _tokens(table)),
-        }
-        manifest = dataclasses.replace(table.manifest, files=files)
-        text = json.dumps(manifest_to_json(manifest), indent=1, ensure_ascii=False)
-        _replace(folder / MANIFEST, text.encode("utf-8"))
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: cannot be written ({error.strerror or error}). Free space or "
-            "choose another --store; finished steps are kept, and the same command "
-            "goes on from them."
-        ) from error
-    return manifest
+    return write_parts(folder, table.manifest, [table])
 
 
-def _write_parquet(path: Path, table: pa.Table) -> dict[str, Any]:
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(
-        table, partial, compression="zstd", row_group_size=_TOKENS_PER_ROW_GROUP
-    )
-    with partial.open("rb+") as handle:
-        os.fsync(handle.fileno())
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    partial.replace(path)
-    return {"bytes": path.stat().st_size, "sha256": digest}
+def write_parts(
+    folder: str | Path, manifest: Manifest, parts: Iterable[ScoreTable]
+) -> Manifest:
+    """Write a table that comes in parts, in order, so that it need not fit in memory.
+
+    The files are the same to the last byte, however the responses were parted.
+
+    Args:
+        parts: at least one; whole responses each, all with the same columns.
+
+    Returns, Raises: as :func:`write_table`.
+    """
+    folder = place(folder)
+    # incomplete leftovers of a killed run, or a table being replaced: without its
+    # manifest it is incomplete from here on
+    remove(folder / MANIFEST)
+    remove_tree(folder)
+    responses, tokens = folder / RESPONSES, folder / TOKENS
+    with written(responses) as first, written(tokens) as second:
+        start = 0
+        with _Groups(first) as rows, _Groups(second) as columns:
+            for part in parts:
+                rows.add(_responses(part))
+                columns.add(_tokens(part, start))
+                start += len(part)
+        files = {RESPONSES: _described(first), TOKENS: _described(second)}
+    written_manifest = dataclasses.replace(manifest, files=files)
+    record = manifest_to_json(written_manifest)
+    write_whole(folder / MANIFEST, json.dumps(record, indent=1, ensure_ascii=False))
+    return written_manifest
 
 
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
+class _Groups:
+    """A Parquet file in row groups of one size, whatever size its rows come in."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows; write the groups that they fill."""
+        self._waiting.append(rows)
+        if sum(len(table) for table in self._waiting) < _TOKENS_PER_ROW_GROUP:
+            return
+        joined = pa.concat_tables(self._waiting)
+        whole = len(joined) - len(joined) % _TOKENS_PER_ROW_GROUP
+        for start in range(0, whole, _TOKENS_PER_ROW_GROUP):
+            self._write(joined.slice(start, _TOKENS_PER_ROW_GROUP))
+        self._waiting = [joined.slice(whole)]
+
+    def __enter__(self) -> _Groups:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Write what is left; after an error, only let go of the handle."""
+        try:
+            if error is None:
+                left = pa.concat_tables(self._waiting)
+                if len(left) or self._writer is None:
+                    self._write(left)
+                self._close()
+        except BaseException:
+            self._abandon()
+            raise
+        if error is not None:
+            self._abandon()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _abandon(self) -> None:
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._close()
+
+    def _write(self, group: pa.Table) -> None:
+        # one chunk a column: pages would else begin where chunks do
+        group = group.combine_chunks()
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(
+                self._handle, group.schema, compression="zstd"
+            )
+        self._writer.write_table(group, row_group_size=_TOKENS_PER_ROW_GROUP)
+
+
+def _described(handle: BinaryIO) -> dict[str, Any]:
+    handle.seek(0)
+    digest = hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
+    return {"bytes": handle.tell(), "sha256": digest}
 
 
 def _responses(table: ScoreTable) -> pa.Table:
     columns: dict[str, Any] = {
-        "probe_id": table.probe_ids.tolist(),
-        "kind": table.kinds.tolist(),
+        "probe_id": pa.array(table.probe_ids.tolist(), pa.string()),
+        "kind": pa.array(table.kinds.tolist(), pa.string()),
         "trained": table.trained,
-        "text_hash": table.text_hashes.tolist(),
+        "text_hash": pa.array(table.text_hashes.tolist(), pa.string()),
         "n_tokens": table.n_tokens.astype(np.int32),
         "logprob_sum": table.logprob_sums,
     }
@@ -206,11 +286,11 @@ def _responses(table: ScoreTable) -> pa.Table:
     return pa.table(columns)
 
 
-def _tokens(table: ScoreTable) -> pa.Table:
+def _tokens(table: ScoreTable, start: int) -> pa.Table:
+    """Rows of tokens; ``start``: responses that came before."""
     lengths = table.n_tokens
-    columns: dict[str, Any] = {
-        "response": np.repeat(np.arange(len(table), dtype=np.int32), lengths),
-    }
+    numbers = np.arange(start, start + len(table), dtype=np.int32)
+    columns: dict[str, Any] = {"response": np.repeat(numbers, lengths)}
     for field in dataclasses.fields(TokenScores):
         column = getattr(table.tokens, field.name)
         if column is None:
@@ -235,15 +315,15 @@ def read_manifest(folder: str | Path) -> Manifest:
         IncompleteError: when there is none.
         StoreError: when it is damaged, or of another schema version.
     """
-    path = Path(folder) / MANIFEST
+    path = place(folder) / MANIFEST
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except FileNotFoundError:
         raise IncompleteError(
             f"{folder}: no {MANIFEST}, so scoring into it never finished. Run the same "
             "'ldeval sweep' again: it goes on from here."
         ) from None
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(
             f"{path}: cannot be read ({error}). Delete this step's folder and run the "
             "sweep again."
@@ -283,9 +363,13 @@ class StoredTable:
         Raises:
             StoreError: a file is damaged.
         """
+        responses_file, tokens_file = (
+            local_copy(self.folder / name, _digest(self.manifest, name))
+            for name in (RESPONSES, TOKENS)
+        )
         try:
-            responses = pq.read_table(self.folder / RESPONSES)
-            with pq.ParquetFile(self.folder / TOKENS) as file:
+            responses = pq.read_table(responses_file)
+            with pq.ParquetFile(tokens_file) as file:
                 yield from _parts(self.manifest, responses, file, self.columns)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise StoreError(
@@ -303,7 +387,7 @@ def open_table(folder: str | Path, *, verify: bool = True) -> StoredTable:
     Raises:
         StoreError: when it is incomplete or damaged, naming the file.
     """
-    folder = Path(folder)
+    folder = place(folder)
     manifest = read_manifest(folder)
     if verify:
         for name in (RESPONSES, TOKENS):
@@ -317,7 +401,7 @@ def open_run(run: str | Path) -> list[StoredTable]:
     Raises:
         StoreError: when there is none, or one is damaged.
     """
-    return [open_table(item.folder) for item in _complete(Path(run))]
+    return [open_table(item.folder) for item in _complete(place(run))]
 
 
 def _parts(
@@ -410,17 +494,21 @@ def _verify(path: Path, expected: Mapping[str, Any] | None) -> None:
         raise StoreError(
             f"{path.parent / MANIFEST}: does not list {path.name}. {remedy}"
         )
-    try:
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}. {remedy}") from error
+    if not path.is_file():
+        raise StoreError(f"{path}: is not there. {remedy}")
+    copy = local_copy(path, str(expected.get("sha256")))
+    with named(path, remedy, doing="read"), copy.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest != expected.get("sha256"):
         raise StoreError(
-            f"{path}: SHA-256 is {digest[:12]}… in {path.stat().st_size} bytes, the "
+            f"{path}: SHA-256 is {digest[:12]}… in {file_size(copy)} bytes, the "
             f"manifest says {str(expected.get('sha256'))[:12]}… in "
             f"{expected.get('bytes')}. It was changed or cut short. {remedy}"
         )
+
+
+def _digest(manifest: Manifest, name: str) -> str:
+    return str(manifest.files.get(name, {}).get("sha256"))
 
 
 def load_run(run: str | Path) -> list[ScoreTable]:
@@ -429,7 +517,7 @@ def load_run(run: str | Path) -> list[ScoreTable]:
     Raises:
         StoreError: when there is none.
     """
-    return [read_table(item.folder) for item in _complete(Path(run))]
+    return [read_table(item.folder) for item in _complete(place(run))]
 
 
 def _complete(folder: Path) -> list[StoredStep]:
@@ -451,7 +539,7 @@ def read_trained(run: str | Path) -> dict[int, frozenset[str]] | None:
     Raises:
         StoreError: when the record is damaged, naming the line.
     """
-    path = Path(run) / TRAINED
+    path = place(run) / TRAINED
     if not path.is_file():
         return None
     steps: dict[int, frozenset[str]] = {}
@@ -467,7 +555,7 @@ def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
     Raises:
         StoreError: when the record is damaged, naming the line.
     """
-    path = Path(run) / TRAINED
+    path = place(run) / TRAINED
     if not path.is_file():
         return None
     steps: dict[int, int] = {}
@@ -480,7 +568,7 @@ def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
 
 def _trained_lines(path: Path) -> Iterator[tuple[int, frozenset[str], int | None]]:
     """Step, examples and tokens (if told) of each line."""
-    with path.open(encoding="utf-8") as handle:
+    with local_copy(path).open(encoding="utf-8") as handle:
         for number, line in enumerate(handle, 1):
             try:
                 record = json.loads(line)

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ldeval"
 
 LEVELS = {
     "errors": 0,
+    "redact": 0,
+    "files": 1,
     "bundled": 1,
     "foreign_layouts": 1,
     "records": 1,

@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_no_manifest_and_says_what_to_do(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.pq, "write_table", full)
+    monkeypatch.setattr(store.pq.ParquetWriter, "write_table", full)
     with pytest.raises(StoreError, match=r"No space left on device.*Free space"):
         write_table(step_folder(tmp_path, "r", 2), table(2))
     monkeypatch.undo()
@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_no_manifest_and_says_what_to_do(
 def test_writing_again_replaces_the_whole_step(tmp_path: Path) -> None:
     folder = step_folder(tmp_path, "r", 1)
     write_table(folder, table())
-    (folder / "leftover.parquet.partial").write_bytes(b"half")
+    (folder / "tokens.parquet.17.partial").write_bytes(b"half")
     write_table(folder, table(3))
     assert {path.name for path in folder.iterdir()} == {
         "responses.parquet",
@@ -230,3 +230,31 @@ def test_tokens_that_do_not_match_the_responses_are_refused(tmp_path: Path) -> N
     stored = store.open_table(folder, verify=False)
     with pytest.raises(StoreError, match="5 tokens for 9"):
         list(stored.chunks())
+
+
+@pytest.mark.parametrize("group", [1, 4, 100])
+def test_a_table_that_comes_in_parts_is_written_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    whole = table()
+    monkeypatch.setattr(store, "_TOKENS_PER_ROW_GROUP", group)
+    first = write_table(tmp_path / "step_000000", whole)
+    cuts = [(0, 1), (1, 1), (1, 3)]
+    parts = [responses(whole, *cut) for cut in cuts]
+    second = store.write_parts(tmp_path / "step_000001", whole.manifest, parts)
+    assert first.files == second.files
+
+
+def responses(whole: ScoreTable, start: int, stop: int) -> ScoreTable:
+    """Some responses of a table."""
+    first, last = whole.offsets[start], whole.offsets[stop]
+    return replace(
+        whole,
+        probe_ids=whole.probe_ids[start:stop],
+        kinds=whole.kinds[start:stop],
+        trained=whole.trained[start:stop],
+        text_hashes=whole.text_hashes[start:stop],
+        offsets=whole.offsets[start : stop + 1] - first,
+        tokens=whole.tokens.slice(int(first), int(last)),
+        logprob_sums=whole.logprob_sums[start:stop],
+    )

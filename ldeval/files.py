@@ -1,0 +1,331 @@
+"""Files written whole or not at all, on a disk or in a store at a URL.
+
+Every file that ldeval leaves behind is written here. On a disk: under a temporary name,
+flushed, renamed, and the folder flushed too, so that a power cut leaves the old file or
+the new one. At a URL (any fsspec file system, such as ``s3://``): into a temporary file
+of this machine first, then uploaded in one piece, since an object store has no rename
+and shows an object once its upload has ended.
+
+A *place* is a :class:`pathlib.Path`; for a URL it is universal_pathlib's ``UPath``,
+which has the same methods. What goes wrong at either is a :class:`StoreError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from ldeval.errors import MissingExtraError, StoreError
+from ldeval.redact import redact_url
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Of each upload and download, beyond what the file system's own client tries again."""
+PAUSE = 1.0
+"""Seconds before the second attempt; each further pause is four times as long."""
+ROOM = (
+    "Free space, or choose another place; what was finished before is kept, and the "
+    "same command goes on from it."
+)
+
+_Result = TypeVar("_Result")
+
+
+# ----------------------------------------------------------------------------- places
+
+
+def place(path: str | Path) -> Path:
+    """A path on this machine, or of a URL such as ``s3://bucket/store``.
+
+    Raises:
+        MissingExtraError: a URL, without the packages that read it.
+        StoreError: a URL of a kind that no installed package knows.
+    """
+    if not isinstance(path, str):
+        return path
+    scheme, mark, rest = path.partition("://")
+    if not mark:
+        return Path(path)
+    if scheme in ("file", "local"):
+        return Path(rest)
+    try:
+        from upath import UPath
+
+        # a listing that another process made stale would hide its finished steps
+        found = UPath(path, use_listings_cache=False)
+        found.fs  # noqa: B018  the file system of the scheme is looked up here
+    except ImportError as error:
+        raise MissingExtraError(error.name or _package(scheme), "remote") from error
+    except ValueError as error:
+        raise StoreError(f"{redact_url(path)}: {error}. Give a folder.") from error
+    return cast(Path, found)
+
+
+def _package(scheme: str) -> str:
+    return {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}.get(
+        scheme, f"an fsspec file system for {scheme}://"
+    )
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a place is at a URL."""
+    return not isinstance(path, Path)
+
+
+def own_name(path: Path) -> str:
+    """The last name of a place, also of ``.``."""
+    return path.name if is_remote(path) else path.resolve().name
+
+
+# ----------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def named(path: Path, remedy: str = ROOM, *, doing: str = "written") -> Iterator[None]:
+    """Turn what a disk or a network raises into an error that names the place.
+
+    Raises:
+        StoreError: from any error of a file system; another StoreError passes.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except _storage_errors() as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise StoreError(
+            f"{redact_url(str(path))}: cannot be {doing} ({reason}). {remedy}"
+        ) from error
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """OSError, and what the clients of object stores raise that is none."""
+    found: list[type[Exception]] = [OSError]
+    for module, name in (
+        ("botocore.exceptions", "BotoCoreError"),
+        ("botocore.exceptions", "ClientError"),
+        ("aiohttp", "ClientError"),
+        ("gcsfs.retry", "HttpError"),
+        ("azure.core.exceptions", "AzureError"),
+    ):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def _tried(path: Path, action: Callable[[], _Result]) -> _Result:
+    """The result of an upload or download, tried again where the network failed."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except _storage_errors() as error:
+            pause = PAUSE * 4 ** (attempt - 1)
+            log.warning(
+                "%s: %s; attempt %d of %d follows in %g s",
+                redact_url(str(path)),
+                str(error) or type(error).__name__,
+                attempt + 1,
+                ATTEMPTS,
+                pause,
+            )
+            time.sleep(pause)
+    return action()
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A handle whose content becomes the file ``path`` when the block ends.
+
+    Folders above it are made. When the block raises, what was there before stays.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with named(path):
+        if is_remote(path):
+            with tempfile.NamedTemporaryFile(prefix="ldeval-") as handle:
+                yield cast(BinaryIO, handle)
+                handle.flush()
+                _upload(Path(handle.name), path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb+") as local:
+                yield local
+                local.flush()
+                os.fsync(local.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        content: text becomes UTF-8; a lone surrogate in someone's text is written as
+            an escape, so that it does not cost the file.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")
+    with written(path) as handle:
+        handle.write(content)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all.
+
+    Raises:
+        StoreError: the target cannot be written, or the source not be read.
+    """
+    with (
+        named(source, doing="read"),
+        source.open("rb") as content,
+        written(target) as handle,
+    ):
+        shutil.copyfileobj(content, handle)
+
+
+def _upload(local: Path, path: Path) -> None:
+    remote = cast(Any, path)
+    _tried(path, lambda: remote.fs.put_file(str(local), remote.path))
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last; not every file system lets a folder be flushed."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def read_text(path: Path) -> str:
+    """The content of a file, as UTF-8.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnicodeDecodeError: it is no UTF-8.
+        StoreError: it cannot be read.
+    """
+    try:
+        if not is_remote(path):
+            return path.read_text(encoding="utf-8")
+        return _tried(path, path.read_bytes).decode("utf-8")
+    except FileNotFoundError:
+        raise
+    except _storage_errors() as error:
+        raise StoreError(
+            f"{redact_url(str(path))}: cannot be read ({error or type(error)})."
+        ) from error
+
+
+def local_copy(path: Path, version: str = "") -> Path:
+    """The file on this machine: itself, or for a URL a copy that goes when the process
+    ends.
+
+    Args:
+        version: tells apart what stood at one URL at different times.
+
+    Raises:
+        StoreError: it cannot be fetched.
+    """
+    if not is_remote(path):
+        return path
+    key = hashlib.sha256(f"{path}\0{version}".encode()).hexdigest()
+    target = _downloads() / key
+    if not target.exists():
+        remote = cast(Any, path)
+        partial = target.with_suffix(".partial")
+        with named(path, "Is it there, and can it be reached?", doing="read"):
+            _tried(path, lambda: remote.fs.get_file(remote.path, str(partial)))
+        partial.replace(target)
+    return target
+
+
+@functools.cache
+def _downloads() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="ldeval-")
+    _kept.append(folder)
+    return Path(folder.name)
+
+
+_kept: list[Any] = []
+"""Keeps the folder of downloads until the process ends."""
+
+
+def file_size(path: Path) -> int:
+    """Bytes."""
+    return int(path.stat().st_size)
+
+
+# ------------------------------------------------------------------- removing, moving
+
+
+def remove(path: Path) -> None:
+    """Delete a file, if it is there.
+
+    Raises:
+        StoreError: it cannot be deleted.
+    """
+    with named(path, "May it be written to?", doing="deleted"):
+        path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder and all in it, if it is there.
+
+    Raises:
+        StoreError: it cannot be deleted.
+    """
+    with named(path, "May it be written to?", doing="deleted"):
+        if not path.exists():
+            return
+        if is_remote(path):
+            remote = cast(Any, path)
+            remote.fs.rm(remote.path, recursive=True)
+        else:
+            shutil.rmtree(path)
+
+
+def move_tree(source: Path, target: Path) -> None:
+    """Move a folder to a place where there is none; at a URL by copy and deletion.
+
+    Raises:
+        StoreError: it cannot be moved.
+    """
+    with named(target):
+        if is_remote(source):
+            remote = cast(Any, source)
+            remote.fs.mv(remote.path, cast(Any, target).path, recursive=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
