@@ -19,6 +19,13 @@ from typing import Any, NoReturn
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
 from ldeval.commands.dynamics import add_dynamics_commands
+from ldeval.commands.output import (
+    CleanParser,
+    complain,
+    print_traceback,
+    say,
+    start_logging,
+)
 from ldeval.commands.probes import add_probes_commands, check
 from ldeval.commands.results import add_results_commands
 from ldeval.commands.theory import add_theory_commands
@@ -35,6 +42,7 @@ def run() -> NoReturn:
     finished sweep into a failed one. Everything is on disk by then, so the process
     ends at once.
     """
+    sys.excepthook = print_traceback
     try:
         status = main()
         sys.stdout.flush()
@@ -51,24 +59,23 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
-    )
+    keys = [getattr(options, "rephraser_key", "OPENAI_API_KEY")]
+    start_logging(keys)
     if not options.quiet:
         logging.getLogger("ldeval").setLevel(logging.INFO)
     try:
         return int(options.handler(options))
     except LdevalError as error:
-        print(f"ldeval: error: {error}", file=sys.stderr)
+        complain(f"ldeval: error: {error}", keys)
         return 2
     except KeyboardInterrupt:
-        print("ldeval: interrupted; finished work is kept", file=sys.stderr)
+        complain("ldeval: interrupted; finished work is kept")
         return 130
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(
+    root = CleanParser(
         prog="ldeval", description="See what fine-tuning does to a model's beliefs."
     )
     root.add_argument("-q", "--quiet", action="store_true", help="warnings only")
@@ -192,12 +199,12 @@ def _sweep(options: argparse.Namespace) -> int:
     else:
         results = sweep_stages([options.run_dir, *options.then], settings)
     for name, result in results.items():
-        print(
+        say(
             f"{options.store / name}: scored {len(result.scored)} checkpoints, kept "
             f"{len(result.kept)} finished ones, {len(result.broken)} broken"
         )
         for broken in result.broken:
-            print(f"  step {broken.step}: {broken.reason}")
+            say(f"  step {broken.step}: {broken.reason}")
     return 1 if any(result.broken for result in results.values()) else 0
 
 
@@ -207,17 +214,17 @@ def _ls(options: argparse.Namespace) -> int:
 
     runs = list_runs(options.store)
     for name, steps in runs.items():
-        print(name)
+        say(name)
         for item in steps:
             if not item.complete:
-                print(f"  step {item.step:>6}  incomplete: the same sweep goes on here")
+                say(f"  step {item.step:>6}  incomplete: the same sweep goes on here")
                 continue
             try:
                 manifest = read_manifest(item.folder)
             except StoreError as error:
-                print(f"  step {item.step:>6}  unreadable: {error}")
+                say(f"  step {item.step:>6}  unreadable: {error}")
                 continue
-            print(
+            say(
                 f"  step {item.step:>6}  {manifest.n_responses} responses, "
                 f"{manifest.n_tokens} tokens, {manifest.backend} {manifest.dtype}, "
                 f"excluded {len(manifest.excluded)}, {manifest.checkpoint}"
@@ -240,15 +247,15 @@ def _validate(options: argparse.Namespace) -> int:
                 read_table(item.folder)
             except StoreError as error:
                 faults += 1
-                print(f"{name} step {item.step}: {error}")
+                say(f"{name} step {item.step}: {error}")
         for path in decode_files(steps[0].folder.parent):
             checked += 1
             try:
                 read_decodes(path)
             except StoreError as error:
                 faults += 1
-                print(f"{name}, greedy decodes: {error}")
-    print(f"{options.path}: {checked} tables checked, {faults} with faults")
+                say(f"{name}, greedy decodes: {error}")
+    say(f"{options.path}: {checked} tables checked, {faults} with faults")
     return 1 if faults else 0
 
 
@@ -256,7 +263,7 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _tasks(options: argparse.Namespace) -> int:
-    print(tasks_folder())
+    say(tasks_folder())
     return 0
 
 
@@ -266,7 +273,7 @@ def _doctor(options: argparse.Namespace) -> int:
     faults = 0
     for finding in findings():
         faults += not finding.good
-        print(f"{'ok  ' if finding.good else 'FIX '} {finding.text}")
+        say(f"{'ok  ' if finding.good else 'FIX '} {finding.text}")
     return 1 if faults else 0
 
 

@@ -43,8 +43,10 @@ _NOT_SECRET = frozenset(
     }
 )
 """Words before ``token`` or ``key`` that make them something else than a secret."""
-_PLAIN = re.compile(r"true|false|none|null|auto|\d{1,6}", re.IGNORECASE)
-"""Values that say whether, not which: ``use_auth_token=True``."""
+_PLAIN = re.compile(
+    r"true|false|none|null|auto|[+\-]?\d{1,6}(?:\.\d+)?|\*+", re.IGNORECASE
+)
+"""Values that say whether or how many, not which: ``use_auth_token=True``."""
 
 _USER = re.compile(
     r"(?P<scheme>\b[a-z][a-z0-9+.\-]*://)"
@@ -145,4 +147,6 @@ def _hide_pair(match: re.Match[str]) -> str:
     name, between, value = match.group("name", "between", "value")
     if not is_secret_name(name) or _PLAIN.fullmatch(value):
         return match.group()
+    if ":" in between and name.lower() in ("token", "key") and len(value) < SHORTEST:
+        return match.group()  # a sentence: "by token: less", "field 'key': is missing"
     return f"{name}{between}{HIDDEN}"

@@ -143,6 +143,8 @@ def test_plain_sentences_are_left_as_they_are() -> None:
         "run.py:12: field 'key' is missing",
         "eos_token='<|end|>' and max_tokens=64, add_bos_token=True",
         "16:20 tokens=3",
+        "nats per token: \N{MINUS SIGN}0.31, field 'key': is missing",
+        "token: -1.2345678",
     ):
         assert redact_text(text) == text
 

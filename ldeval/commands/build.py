@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldeval.commands import add_command
+from ldeval.commands.output import say
+from ldeval.files import write_whole
 
 if TYPE_CHECKING:  # heavy to import: only for the types
     from ldeval.probes.answers import AnswerCache
@@ -213,11 +215,11 @@ def _build(options: argparse.Namespace) -> int:
         _write(build, output)
         record = build.report.to_record()
         listed = output.with_name(output.name + ".build.json")
-        listed.write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
-        print(f"{output}: {build_text(record)}")
+        write_whole(listed, json.dumps(record, indent=1, ensure_ascii=False))
+        say(f"{output}: {build_text(record)}")
         if status is not None:
-            print(status())
-        print(f"all counts: {listed}")
+            say(status())
+        say(f"all counts: {listed}")
     return 0
 
 

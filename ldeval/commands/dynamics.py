@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldeval.bundled import bundled_probes
 from ldeval.commands import add_command
+from ldeval.commands.output import say
 from ldeval.errors import MismatchError, TheoryError
 from ldeval.records import KIND_NAMES
 
@@ -222,8 +223,8 @@ def _predict(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     write_prediction(options.output, found)
-    print(prediction_text(found))
-    print(f"report: {write_prediction_report(found, options.output)}")
+    say(prediction_text(found))
+    say(f"report: {write_prediction_report(found, options.output)}")
     return 0
 
 
@@ -284,8 +285,8 @@ def _influence(options: argparse.Namespace) -> int:
     )
     write_influence(options.output, found)
     journal.delete()
-    print(influence_text(found))
-    print(f"report: {write_influence_report(found, options.output)}")
+    say(influence_text(found))
+    say(f"report: {write_influence_report(found, options.output)}")
     return 0
 
 
@@ -345,16 +346,16 @@ def _risk(options: argparse.Namespace) -> int:
         reference=options.reference,
         progress=not options.quiet,
     )
-    print(risk_text(found))
+    say(risk_text(found))
     for place, reason in found.skipped[:10]:
-        print(f"  skipped {place}: {reason}")
+        say(f"  skipped {place}: {reason}")
     if len(found.skipped) > 10:
-        print(f"  … and {len(found.skipped) - 10} more, all in --json")
+        say(f"  … and {len(found.skipped) - 10} more, all in --json")
     if options.json is not None:
-        print(f"numbers: {write_risk(options.json, found)}")
+        say(f"numbers: {write_risk(options.json, found)}")
     if options.filtered is not None:
         dropped = len(found.pairs) - round(options.keep * len(found.pairs))
         kept = [pair.example_id for pair in found.pairs[dropped:]]
         write_rows(options.filtered, data, kept)
-        print(f"{options.filtered}: {len(kept)} rows kept, {dropped} left out")
+        say(f"{options.filtered}: {len(kept)} rows kept, {dropped} left out")
     return 0

@@ -11,7 +11,10 @@ from typing import Any
 from ldeval.bundled import bundled_probes
 from ldeval.commands import add_command
 from ldeval.commands.build import add_build_command
+from ldeval.commands.output import say
 from ldeval.errors import ProbeError
+from ldeval.files import write_whole
+from ldeval.printable import visible_json
 
 
 def add_probes_commands(commands: Any) -> None:
@@ -77,12 +80,11 @@ def check(
     from ldeval.report.probe_tables import quality_json, quality_text
 
     report = check_probes(path or bundled_probes(), tokenizer=tokenizer)
-    print(quality_text(report))
+    say(quality_text(report))
     for target, render in ((html, quality_html), (numbers, quality_json)):
         if target is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(render(report), encoding="utf-8")
-            print(f"wrote {target}")
+            write_whole(target, render(report))
+            say(f"wrote {target}")
     return 1 if strict and report.findings else 0
 
 
@@ -108,7 +110,8 @@ def _show(options: argparse.Namespace) -> int:
             remedy=f"The first is {probes.probes[0].probe_id!r}.",
         )
     for probe in wanted[: options.n]:
-        print(json.dumps(probe_to_record(probe), indent=2, ensure_ascii=False))
+        text = json.dumps(probe_to_record(probe), indent=2, ensure_ascii=False)
+        print(visible_json(text))
     return 0
 
 
@@ -117,21 +120,21 @@ def _import(options: argparse.Namespace) -> int:
 
     probes, report = import_reference(options.file, trained=not options.heldout)
     write_probes(options.output, probes)
-    print(f"{options.output}: {report.probes} probes")
+    say(f"{options.output}: {report.probes} probes")
     for title, items in (
         ("empty responses left out", report.empty),
         ("leading whitespace made that of chosen", report.respaced),
         ("permutations equal to chosen, kept", report.same_as_chosen),
     ):
-        print(f"{title}: {len(items)}")
+        say(f"{title}: {len(items)}")
         for probe_id, kind in items[:10]:
-            print(f"  {probe_id} {kind}")
+            say(f"  {probe_id} {kind}")
         if len(items) > 10:
-            print(f"  … and {len(items) - 10} more")
-    print(f"fields not scored (chosen_selfr): {report.skipped_fields}")
+            say(f"  … and {len(items) - 10} more")
+    say(f"fields not scored (chosen_selfr): {report.skipped_fields}")
     listed = options.output.with_name(options.output.name + ".repairs.json")
-    listed.write_text(json.dumps(dataclasses.asdict(report), indent=1), "utf-8")
-    print(f"every repair: {listed}")
+    write_whole(listed, json.dumps(dataclasses.asdict(report), indent=1))
+    say(f"every repair: {listed}")
     return 0
 
 
@@ -141,7 +144,7 @@ def _export(options: argparse.Namespace) -> int:
 
     source = options.file or bundled_probes()
     count = write_probe_dataset(options.output, iter_probes(source))
-    print(f"{options.output}: {count} probes")
+    say(f"{options.output}: {count} probes")
     return 0
 
 
@@ -153,7 +156,7 @@ def _initial(options: argparse.Namespace) -> int:
     sampled = sample_initial(probes, options.model, seed=options.seed)
     write_probes(options.output, sampled)
     missing = [p.probe_id for p in sampled if "initial" not in p.responses]
-    print(f"{options.output}: {len(sampled) - len(missing)} sampled responses")
+    say(f"{options.output}: {len(sampled) - len(missing)} sampled responses")
     if missing:
-        print(f"only empty samples for: {', '.join(missing)}")
+        say(f"only empty samples for: {', '.join(missing)}")
     return 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldeval.commands import add_command
+from ldeval.commands.output import complain, say
 from ldeval.errors import MismatchError
+from ldeval.files import write_whole
 from ldeval.records import OBJECTIVES, VERDICT_NAMES
 
 if TYPE_CHECKING:
@@ -53,17 +54,16 @@ def _diff(options: argparse.Namespace) -> int:
     from ldeval.report import PageRun, dumps, print_summary, write_report
 
     comparison = _comparison(options.run, options.allow_mixed)
-    print(print_summary(comparison))
+    say(print_summary(comparison))
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(dumps(comparison), encoding="utf-8")
+        write_whole(options.json, dumps(comparison))
     if options.report is not None:
         alone = len(options.run) == 1
         page = _page(options.run[0], comparison) if alone else PageRun(comparison)
         path = write_report(
             [comparison], options.report, title=comparison.run, pages=[page]
         )
-        print(f"report: {path}")
+        say(f"report: {path}")
     held = [
         verdict.name
         for verdict in comparison.verdicts
@@ -72,7 +72,7 @@ def _diff(options: argparse.Namespace) -> int:
         and verdict.name in options.fail_on
     ]
     if held:
-        print(f"ldeval: --fail-on: {', '.join(held)} holds", file=sys.stderr)
+        complain(f"ldeval: --fail-on: {', '.join(held)} holds")
     return 1 if held else 0
 
 
@@ -152,15 +152,15 @@ def _report(options: argparse.Namespace) -> int:
     ]
     pages = _joined(pages, options.dynamics)
     for comparison in comparisons:
-        print(print_summary(comparison))
+        say(print_summary(comparison))
     if options.html is not None:
         write_page(pages, options.html, title=options.title)
-        print(f"page: {options.html}")
+        say(f"page: {options.html}")
     if options.output is not None:
         path = write_report(
             comparisons, options.output, title=options.title, pages=pages
         )
-        print(f"page: {path.with_suffix('.html')}\nreport: {path}")
+        say(f"page: {path.with_suffix('.html')}\nreport: {path}")
     return 0
 
 
@@ -279,10 +279,9 @@ def _compare(options: argparse.Namespace) -> int:
         )
     ]
     found = compare_runs(*sides, at=options.at, allow_mixed=options.allow_mixed)
-    print(print_versus(found))
+    say(print_versus(found))
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(dumps_versus(found), encoding="utf-8")
+        write_whole(options.json, dumps_versus(found))
     if options.figure is not None:
         import ldeval
 
@@ -296,7 +295,7 @@ def _compare(options: argparse.Namespace) -> int:
             for before, run in zip(after, (options.run_a, options.run_b), strict=True)
         ]
         write_stitched(stages, options.figure)
-        print(f"figure: {options.figure}")
+        say(f"figure: {options.figure}")
     return 0
 
 
@@ -356,15 +355,15 @@ def _write_import(levels: Any, store: Path) -> int:
     from ldeval.imported import write_levels
 
     folder = write_levels(store, levels)
-    print(
+    say(
         f"{folder}: {len(levels.steps)} {levels.step_unit}, "
         f"{sum(c.role == 'kind' for c in levels.columns)} kinds, {levels.split} probes"
     )
     for column in levels.columns:
-        print(f"  {column.source} -> {column.name}")
+        say(f"  {column.source} -> {column.name}")
     for note in levels.notes:
-        print(f"note: {note}")
-    print(f"next: ldeval diff {folder}")
+        say(f"note: {note}")
+    say(f"next: ldeval diff {folder}")
     return 0
 
 
@@ -386,7 +385,7 @@ def _import_lm_eval(options: argparse.Namespace) -> int:
     else:
         table = as_reference(table)
     written = write_table(folder, table)
-    print(
+    say(
         f"{folder}: {written.n_responses} responses, {written.n_tokens} tokens, "
         f"{len(written.excluded)} left out"
     )

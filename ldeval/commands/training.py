@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.commands import add_command
+from ldeval.commands.output import say
 from ldeval.errors import TrainedRecordError
 
 
@@ -72,7 +73,7 @@ def _trained(options: argparse.Namespace) -> int:
             "compute it anew."
         )
     steps = recompute_examples(options.run_dir, ids, settings)
-    print(
+    say(
         f"{target}: {len(steps)} steps over {len(ids)} examples, taken from one "
         f"process, {'in order' if options.sequential else f'seed {options.seed}'}, "
         "unpacked"

@@ -1,20 +1,24 @@
 """Makes text that others wrote safe to show: probe ids, run names, reasons, paths.
 
 Apart from the renderers because each of them needs a different form of the same care,
-and a form that is forgotten in one of them is a hole. Nothing is dropped: what could
-act on the reader's screen is replaced by a visible name of itself.
+and a form that is forgotten in one of them is a hole. What a terminal needs is below
+all of them, in :mod:`ldeval.printable`.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 
-_NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+from ldeval.printable import visible
+
+__all__ = ["for_ascii", "for_csv", "for_figure", "for_markdown", "visible"]
+
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=www)\.")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _BLOCK = re.compile(r"^(\s*\d*)([-#+=.)])")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = re.compile(r"[\s\x00-\x1f\u200b\u2060\ufeff]*[=+\-@＝＋－＠−]|[\t\r\n]")
+"""What a spreadsheet may take for the beginning of a formula: its four signs, of full
+width too, after whitespace or characters without a width."""
 _ASCII = str.maketrans(
     {
         "−": "-",
@@ -32,36 +36,6 @@ _ASCII = str.maketrans(
         "≤": "<=",
     }
 )
-
-
-def visible(text: str, limit: int | None = None) -> str:
-    """Replace characters that have no glyph of their own by a name for them.
-
-    Control, bidirectional and other format characters, line separators, lone
-    surrogates and unassigned code points can reorder or hide what stands around them.
-
-    Args:
-        text: Any text.
-        limit: Longest result in characters; more is cut and ends in ``…``.
-    """
-    shown = "".join(_name(c) if _is_unseen(c) else c for c in text)
-    if limit is not None and len(shown) > limit:
-        return shown[: limit - 1] + "…"
-    return shown
-
-
-def _is_unseen(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category[0] == "C" or category in ("Zl", "Zp")
-
-
-def _name(character: str) -> str:
-    code = ord(character)
-    if character in _NAMED:
-        return _NAMED[character]
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def for_markdown(text: str, *, starts_block: bool = False) -> str:
@@ -84,8 +58,9 @@ def for_figure(text: str, limit: int | None = None) -> str:
 
 
 def for_csv(text: str) -> str:
-    """Text that a spreadsheet shows instead of running it as a formula."""
-    return "'" + text if text.startswith(_FORMULA) else text
+    """Text that a spreadsheet shows instead of running it as a formula: an apostrophe
+    goes before what could begin one. For texts alone: numbers may be negative."""
+    return "'" + text if _FORMULA.match(text) else text
 
 
 def for_ascii(text: str) -> str:

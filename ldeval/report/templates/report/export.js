@@ -2,7 +2,8 @@
 // columns of their own (the columns of docs/report_schema.md).
 
 const ESTIMATE_PARTS = ["value", "low", "high", "se", "level", "n", "clusters", "reason"];
-const FORMULA = /^[=+\-@\t\r\n]/;
+// as escape.for_csv: a formula's sign, of full width too, after what has no width
+const FORMULA = /^(?:[\s\u0000-\u001f\u0085\u200b\u2060\ufeff]*[=+\-@＝＋－＠−]|[\t\r\n])/;
 
 function isEstimate(value) {
   return value !== null && typeof value === "object" && "clusters" in value && "level" in value;
