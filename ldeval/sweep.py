@@ -41,6 +41,7 @@ from ldeval.records import (
     ScoreTable,
     Span,
 )
+from ldeval.redact import redact_settings
 from ldeval.reuse import Question, from_another_run, is_finished
 from ldeval.run_checks import RunChecks
 from ldeval.scoring.greedy import greedy_decodes
@@ -224,11 +225,13 @@ class Sweep:
         )
         self._asked = {
             "model": settings.model,
-            "model_args": {
-                name: str(value)
-                for name, value in sorted(settings.model_args.items())
-                if name not in SIZING_ARGUMENTS
-            },
+            "model_args": redact_settings(
+                {
+                    name: str(value)
+                    for name, value in sorted(settings.model_args.items())
+                    if name not in SIZING_ARGUMENTS
+                }
+            ),
             "span": settings.span,
             "apply_chat_template": settings.apply_chat_template,
             "system_instruction": settings.system_instruction,
