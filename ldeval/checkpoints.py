@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
 from ldeval.errors import CheckpointError, MissingExtraError
@@ -105,7 +105,9 @@ def describe_checkpoint(path: str | Path, step: int) -> Checkpoint:
         base = _read_json(folder / _ADAPTER).get("base_model_name_or_path")
     except CheckpointError:
         base = None
-    return Checkpoint(str(folder), step, "adapter", base)
+    return Checkpoint(
+        str(folder), step, "adapter", base if isinstance(base, str) and base else None
+    )
 
 
 def is_saved(checkpoint: Checkpoint) -> bool:
@@ -135,17 +137,31 @@ def weight_files(folder: str | Path) -> list[Path]:
     """The weight files that a library would load from a folder: the shards that the
     index names, one file, or an adapter. Others beside them do not count."""
     folder = Path(folder)
+    if (folder / _ADAPTER).is_file():
+        # full weights beside it are not what is loaded, and must not vouch for a pickle
+        adapter = folder / "adapter_model.safetensors"
+        return [adapter] if adapter.is_file() else []
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(map(str, _read_json(index).get("weight_map", {}).values()))
-        for name in shards:
-            if Path(name).name != name:
-                raise CheckpointError(f"{index}: names {name!r}, outside its folder.")
-        return [folder / name for name in sorted(shards)]
-    for name in ("model.safetensors", "adapter_model.safetensors"):
-        if (folder / name).is_file():
-            return [folder / name]
-    return []
+        return [folder / name for name in _shard_names(index)]
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else []
+
+
+def _shard_names(index: Path) -> list[str]:
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(
+            f"{index}: has no weight_map of tensors to files. Save or copy it again."
+        )
+    shards = set(map(str, names.values()))
+    for name in shards:
+        if PureWindowsPath(name).name != name or name == "..":
+            raise CheckpointError(
+                f"{index}: names {name!r}, outside its folder, which no saver writes. "
+                "Do not use this checkpoint unless you know why."
+            )
+    return sorted(shards)
 
 
 def check_weights(checkpoint: Checkpoint) -> None:
@@ -154,21 +170,37 @@ def check_weights(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: naming the file, what is wrong and what to do.
     """
-    folder = Path(checkpoint.folder)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder. Give a local folder; a model of a hub must be "
-            "downloaded first."
-        )
-    if checkpoint.layout == "adapter":
-        _read_json(folder / _ADAPTER)
-        if checkpoint.base is not None and Path(checkpoint.base).is_dir():
-            check_weights(describe_checkpoint(checkpoint.base, 0))
-    files = weight_files(folder)
-    if not files:
-        raise _no_weights(folder)
-    for path in files:
-        _check_whole(path)
+    for item in _with_bases(checkpoint):
+        files = weight_files(item.folder)
+        if not files:
+            raise _no_weights(Path(item.folder))
+        for path in files:
+            _check_whole(path)
+
+
+def _with_bases(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """A checkpoint and what an adapter stands upon, as far as it is on this disk."""
+    passed: set[Path] = set()
+    while True:
+        folder = Path(checkpoint.folder)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{folder}: no such folder. Give a local folder; a model of a hub must "
+                "be downloaded first."
+            )
+        passed.add(folder.resolve())
+        if checkpoint.layout == "adapter":
+            _read_json(folder / _ADAPTER)
+        yield checkpoint
+        base = checkpoint.base
+        if checkpoint.layout != "adapter" or base is None or not Path(base).is_dir():
+            return
+        if Path(base).resolve() in passed:
+            raise CheckpointError(
+                f"{folder}: an adapter upon itself: {_ADAPTER} names {base} as the "
+                "base. Name the model that it was trained upon."
+            )
+        checkpoint = describe_checkpoint(base, 0)
 
 
 def _no_weights(folder: Path) -> CheckpointError:

@@ -167,7 +167,9 @@ def written(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            with partial.open("wb+") as local:
+            # a link that someone left there must not be followed
+            partial.unlink(missing_ok=True)
+            with partial.open("xb+") as local:
                 yield local
                 local.flush()
                 os.fsync(local.fileno())
@@ -325,7 +327,10 @@ def move_tree(source: Path, target: Path) -> None:
     with named(target):
         if is_remote(source):
             remote = cast(Any, source)
-            remote.fs.mv(remote.path, cast(Any, target).path, recursive=True)
+            for name in remote.fs.find(remote.path):
+                inside = name.removeprefix(remote.path.strip("/")).lstrip("/")
+                remote.fs.copy(name, cast(Any, target / inside).path)
+            remove_tree(source)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             source.rename(target)
