@@ -13,7 +13,7 @@ Importing ldeval imports nothing heavy; what a function needs is imported when c
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ldeval.errors import LdevalError
 
@@ -96,7 +96,7 @@ def load_run(path: str | Path) -> list[ScoreTable]:
     """The complete tables of a run, by step.
 
     Args:
-        path: ``STORE/RUN``.
+        path: ``STORE/RUN``, a folder or a URL.
 
     Raises:
         StoreError: when there is none, or one is damaged.
@@ -112,19 +112,18 @@ def diff(
     """Compare successive checkpoints, and the first with the last.
 
     Args:
-        run: ``STORE/RUN``, scored or imported, or tables of one run. A stored run is
-            read part by part, so its size is bounded by the disk alone.
+        run: ``STORE/RUN``, scored or imported, a folder or a URL; or tables of one run.
+            A stored run is read part by part, so its size is bounded by the disk alone.
         allow_mixed: compare even where backends or dtypes differ.
 
     Raises:
         MismatchError: when the tables must not be compared, naming both values.
     """
-    from pathlib import Path
-
     from ldeval.compare import compare_run
     from ldeval.compare.imported import compare_levels
     from ldeval.compare.pairing import noise_floor
     from ldeval.decodes import run_decodes
+    from ldeval.files import place
     from ldeval.imported import is_imported, read_levels
     from ldeval.records import OBJECTIVES, GreedyDecodes, ScoreSource
     from ldeval.store import open_run, read_trained
@@ -132,13 +131,14 @@ def diff(
     trained = None
     decodes: Sequence[GreedyDecodes] = ()
     tables: Sequence[ScoreSource]
-    if isinstance(run, (str, Path)):
-        if is_imported(run):
-            return compare_levels(read_levels(run))
-        tables = open_run(run)
-        name = Path(run).name
-        trained = read_trained(run)
-        decodes = run_decodes(Path(run))
+    if isinstance(run, str) or hasattr(run, "joinpath"):  # a folder or a URL
+        folder = place(cast("str | Path", run))
+        if is_imported(folder):
+            return compare_levels(read_levels(folder))
+        tables = open_run(folder)
+        name = folder.name
+        trained = read_trained(folder)
+        decodes = run_decodes(folder)
     else:
         tables = list(run)
         name = tables[0].manifest.run if tables else ""

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
+from ldeval.commands import store_place
 from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.output import (
     CleanParser,
@@ -87,9 +88,9 @@ def parser() -> argparse.ArgumentParser:
     add_theory_commands(commands)
     add_training_commands(commands)
     command = _add(commands, "ls", _ls, "list the runs of a store and their steps")
-    command.add_argument("store", type=Path)
+    command.add_argument("store", type=store_place)
     command = _add(commands, "validate", _validate, "check a probe file or a store")
-    command.add_argument("path", type=Path)
+    command.add_argument("path", type=store_place)
     _add(commands, "tasks", _tasks, "print the tasks folder, for --include_path")
     _add(commands, "doctor", _doctor, "check the installation and name the cures")
     return root
@@ -109,7 +110,7 @@ def _sweep_command(commands: Any) -> None:
         metavar="RUN_DIR",
         help="a stage that started from the last checkpoint of the one before",
     )
-    command.add_argument("--store", type=Path, required=True)
+    command.add_argument("--store", type=store_place, required=True)
     command.add_argument("--run", help="name in the store (default: the folder's)")
     command.add_argument("--probes", type=Path, help="default: the bundled set")
     command.add_argument("--base", help="model before training, scored as step 0")

@@ -1,15 +1,15 @@
 """Greedy decodes on disk, beside the tables of a run.
 
 ``<store>/<run>/greedy/step_000120.parquet`` holds one row a prompt, and in its metadata
-what the decodes are of. A file is written under a temporary name, flushed and renamed,
-so that its presence means that it is whole; its pages carry checksums. Apart from
-:mod:`store`, since a run may have scores and no decodes, or get them later.
+what the decodes are of. A file is written whole, so that its presence means that it is
+all there; its pages carry checksums. Apart from :mod:`store`, since a run may have
+scores and no decodes, or get them later.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldeval.errors import MismatchError, StoreError
+from ldeval.files import local_copy, named, written
 from ldeval.records import DECODES_VERSION, Excluded, GreedyDecode, GreedyDecodes
 
 FOLDER = "greedy"
 _META = b"ldeval"
+_STEP = re.compile(r"step_\d+\.parquet")
 _TEXTS = pa.schema(
     [
         ("probe_id", pa.string()),
@@ -53,20 +55,9 @@ def write_decodes(run: Path, decodes: GreedyDecodes) -> Path:
     rows = [
         {name: getattr(item, name) for name in _TEXTS.names} for item in decodes.decodes
     ]
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table = pa.Table.from_pylist(rows, schema)
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-        with partial.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written ({error.strerror or error}). Free space or "
-            "choose another --store; finished steps are kept, and the same command "
-            "goes on from them."
-        ) from error
+    table = pa.Table.from_pylist(rows, schema)
+    with written(path) as handle:
+        pq.write_table(table, handle, compression="zstd", write_page_checksum=True)
     return path
 
 
@@ -121,7 +112,12 @@ def run_decodes(run: Path) -> tuple[GreedyDecodes, ...]:
 
 def decode_files(run: Path) -> list[Path]:
     """The files of a run's decodes."""
-    return sorted((run / FOLDER).glob("step_*.parquet"))
+    folder = run / FOLDER
+    with named(folder, "Can it be reached?", doing="read"):
+        if not folder.is_dir():
+            return []
+        found = [item for item in folder.iterdir() if _STEP.fullmatch(item.name)]
+    return sorted(found, key=str)
 
 
 def read_decodes(path: Path) -> GreedyDecodes:
@@ -132,7 +128,7 @@ def read_decodes(path: Path) -> GreedyDecodes:
     """
     remedy = "Delete it and run the sweep again."
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(local_copy(path), page_checksum_verification=True)
         about = json.loads((table.schema.metadata or {})[_META])
         version = about["version"]
         if version != DECODES_VERSION:

@@ -16,12 +16,14 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ldeval.errors import StoreError
+from ldeval.files import local_copy, place, read_text, remove, write_whole, written
 from ldeval.records import LEVELS_VERSION, LevelColumn, LevelRun
+from ldeval.store import list_steps, run_folder
 
 LEVELS = "levels.json"
 PROMPTS = "prompts.npz"
@@ -29,7 +31,7 @@ PROMPTS = "prompts.npz"
 
 def is_imported(run: str | Path) -> bool:
     """Whether ``STORE/RUN`` holds an import of means."""
-    return (Path(run) / LEVELS).is_file()
+    return (place(run) / LEVELS).is_file()
 
 
 def write_levels(store: str | Path, levels: LevelRun) -> Path:
@@ -39,13 +41,8 @@ def write_levels(store: str | Path, levels: LevelRun) -> Path:
         StoreError: the run's name is no plain folder name, it holds scored tables, or
             the disk cannot be written.
     """
-    name = levels.run
-    if not name or name in (".", "..") or "/" in name or "\0" in name:
-        raise StoreError(
-            f"run name {name!r} is not a plain folder name. Give one with --run."
-        )
-    folder = Path(store) / name
-    if any(folder.glob("step_*")):
+    folder = run_folder(store, levels.run)
+    if list_steps(folder):
         raise StoreError(
             f"{folder}: holds scored tables. Import under another name with --run."
         )
@@ -53,22 +50,15 @@ def write_levels(store: str | Path, levels: LevelRun) -> Path:
     record.pop("prompts")
     record["columns"] = [_to_json(column) for column in levels.columns]
     record |= {"levels_version": LEVELS_VERSION, "prompts_sha256": None}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LEVELS).unlink(missing_ok=True)
-        (folder / PROMPTS).unlink(missing_ok=True)
-        if levels.prompts:
-            with (folder / PROMPTS).open("wb") as handle:
-                np.savez_compressed(handle, **dict(levels.prompts))  # type: ignore[arg-type]
-            record["prompts_sha256"] = _digest(folder / PROMPTS)
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-        partial = folder / f"{LEVELS}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / LEVELS)
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: cannot be written ({error.strerror or error})."
-        ) from error
+    remove(folder / LEVELS)
+    remove(folder / PROMPTS)
+    if levels.prompts:
+        with written(folder / PROMPTS) as handle:
+            np.savez_compressed(handle, **dict(levels.prompts))  # type: ignore[arg-type]
+            handle.seek(0)
+            record["prompts_sha256"] = _digest(handle)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(folder / LEVELS, text)
     return folder
 
 
@@ -78,9 +68,9 @@ def read_levels(run: str | Path) -> LevelRun:
     Raises:
         StoreError: it is damaged or of another version.
     """
-    path = Path(run) / LEVELS
+    path = place(run) / LEVELS
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
         version = record.pop("levels_version")
         if version != LEVELS_VERSION:
             raise StoreError(
@@ -104,15 +94,18 @@ def read_levels(run: str | Path) -> LevelRun:
 
 
 def _read_prompts(path: Path, digest: str) -> dict[str, Any]:
-    if _digest(path) != digest:
-        raise StoreError(f"{path}: was changed or cut short. Import the file again.")
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    with local_copy(path, digest).open("rb") as handle:
+        if _digest(handle) != digest:
+            raise StoreError(
+                f"{path}: was changed or cut short. Import the file again."
+            )
+        handle.seek(0)
+        with np.load(handle, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def _digest(handle: BinaryIO) -> str:
+    return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _to_json(column: LevelColumn) -> dict[str, Any]:

@@ -8,7 +8,6 @@ scored again; what cannot be scored is listed with its reason.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,8 @@ from ldeval.errors import (
     ScoringError,
     UnsupportedBackendError,
 )
+from ldeval.files import copy_whole
+from ldeval.lease import writing
 from ldeval.probes import ProbeSet
 from ldeval.records import (
     TOP_K,
@@ -64,6 +65,7 @@ from ldeval.store import (
     TRAINED,
     read_manifest,
     read_table,
+    run_folder,
     step_folder,
     write_table,
 )
@@ -135,7 +137,8 @@ def sweep(run: str | Path, settings: SweepSettings) -> SweepResult:
 
     Raises:
         CheckpointError: when there is nothing to score.
-        StoreError: when the store cannot be written; finished steps stay.
+        StoreError: when the store cannot be written, or another process writes this
+            run; finished steps stay.
         MismatchError: when the store already holds other scores under this run's name.
     """
     return sweep_stages([run], settings)[settings.run]
@@ -177,7 +180,8 @@ def sweep_stages(
                     objectives=settings.objectives[1:],
                 )
             jobs = _jobs(run, settings.base)
-            with Sweep(settings, run, source) as work:
+            target = run_folder(settings.store, settings.run)
+            with writing(target), Sweep(settings, run, source) as work:
                 for place, checkpoint in enumerate(jobs, 1):
                     log.info(
                         "%s: checkpoint %d of %d: %s",
@@ -250,9 +254,7 @@ class Sweep:
         trained = self._run / TRAINED
         target = self._settings.store / self._settings.run
         if trained.is_file() and target.is_dir():
-            partial = target / f"{TRAINED}.partial"
-            shutil.copyfile(trained, partial)
-            partial.replace(target / TRAINED)
+            copy_whole(trained, target / TRAINED)
 
     def result(self) -> SweepResult:
         """What was done so far."""

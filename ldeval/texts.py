@@ -7,13 +7,13 @@ and taken only where they fit what was scored.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldeval.bundled import bundled_probes
-from ldeval.errors import MismatchError, StoreError
+from ldeval.errors import MismatchError
+from ldeval.files import copy_whole, local_copy
 from ldeval.probes import ProbeSet, read_probes, text_hash, write_probes
 from ldeval.store import StoredTable
 
@@ -36,18 +36,10 @@ def keep_texts(run: Path, probes: ProbeSet, folders: Iterable[str | Path]) -> No
     Raises:
         StoreError: the disk cannot be written.
     """
-    try:
-        write_probes(run / PROBES, probes)
-        found = _first(Path(folder) / TOKENIZER for folder in folders)
-        if found is not None:
-            partial = run / f"{TOKENIZER}.partial"
-            shutil.copyfile(found, partial)
-            partial.replace(run / TOKENIZER)
-    except OSError as error:
-        raise StoreError(
-            f"{run}: the probes and the tokenizer cannot be kept beside the tables "
-            f"({error.strerror}). Make room, or let it be written."
-        ) from error
+    write_probes(run / PROBES, probes)
+    found = _first(Path(folder) / TOKENIZER for folder in folders)
+    if found is not None:
+        copy_whole(found, run / TOKENIZER)
 
 
 def find_texts(
@@ -80,14 +72,14 @@ def find_texts(
         found: ProbeSet | None = named
     else:
         places = [run / PROBES, bundled_probes()]
-        sets = (read_probes(place) for place in places if place.is_file())
+        sets = (read_probes(local_copy(p)) for p in places if p.is_file())
         found = next((item for item in sets if fits(item, tables[0])), None)
     if tokenizer is None:
         folders = [run, *(Path(table.manifest.checkpoint) for table in tables)]
         tokenizer = _first(folder / TOKENIZER for folder in folders)
     elif tokenizer.is_dir():
         tokenizer = tokenizer / TOKENIZER
-    return Texts(found, tokenizer)
+    return Texts(found, None if tokenizer is None else local_copy(tokenizer))
 
 
 def fits(probes: ProbeSet, table: StoredTable) -> bool:

@@ -18,8 +18,11 @@ from pathlib import Path
 
 from ldeval.checkpoints import describe_checkpoint, find_checkpoints, is_saved
 from ldeval.errors import CheckpointError
+from ldeval.files import is_remote
+from ldeval.lease import writing
 from ldeval.records import Checkpoint
 from ldeval.scoring.sources import model_source
+from ldeval.store import run_folder
 from ldeval.sweep import Sweep, SweepResult, SweepSettings
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,12 @@ def watch(
     source = model_source(
         settings.model, settings.model_args, base=settings.base, serve=settings.serve
     )
-    with contextlib.closing(source), Sweep(settings, run, source) as work:
+    target = run_folder(settings.store, settings.run)
+    with (
+        contextlib.closing(source),
+        writing(target),
+        Sweep(settings, run, source) as work,
+    ):
         try:
             if settings.base is not None:
                 work.take(describe_checkpoint(settings.base, 0))
@@ -86,8 +94,10 @@ def _staged(checkpoint: Checkpoint, store: Path) -> Iterator[Checkpoint]:
     needed and stays behind. What the trainer deletes meanwhile is missed, and found
     missing when the weights are checked.
     """
-    store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".staged-", dir=store) as folder:
+    near = None if is_remote(store) else store
+    if near is not None:
+        near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".staged-", dir=near) as folder:
         for source in sorted(Path(checkpoint.path).iterdir()):
             if source.is_file() and source.suffix not in (".pt", ".pth", ".bin"):
                 with contextlib.suppress(FileNotFoundError):

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ldeval"
 
 LEVELS = {
     "errors": 0,
+    "printable": 0,
     "redact": 0,
     "files": 1,
     "bundled": 1,
@@ -24,6 +25,7 @@ LEVELS = {
     "decodes": 2,
     "imported": 2,
     "doctor": 2,
+    "lease": 2,
     "texts": 3,
     "scoring": 3,
     "compare": 3,

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from ldeval.errors import LdevalError
+from ldeval.files import place
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -22,3 +26,11 @@ def add_command(
     )
     command.set_defaults(handler=handler)
     return command
+
+
+def store_place(text: str) -> Path:
+    """The value of an option that takes a folder of a store, or its URL."""
+    try:
+        return place(text)
+    except LdevalError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.commands import add_command
+from ldeval.commands import add_command, store_place
 from ldeval.commands.output import complain, say
 from ldeval.errors import MismatchError
 from ldeval.files import write_whole
@@ -32,7 +32,7 @@ def _diff_command(commands: Any) -> None:
     command = add_command(commands, "diff", _diff, "what changed between checkpoints")
     command.add_argument(
         "run",
-        type=Path,
+        type=store_place,
         nargs="+",
         help="STORE/RUN; or two --output_path folders of plain lm_eval runs",
     )
@@ -101,7 +101,7 @@ def _report_command(commands: Any) -> None:
     command = add_command(
         commands, "report", _report, "write a report of one or more runs"
     )
-    command.add_argument("runs", type=Path, nargs="+", metavar="STORE/RUN")
+    command.add_argument("runs", type=store_place, nargs="+", metavar="STORE/RUN")
     command.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="the page and all other files"
     )
@@ -217,8 +217,8 @@ def _joined(pages: Sequence[Any], places: Sequence[Path]) -> list[Any]:
 
 def _compare_command(commands: Any) -> None:
     command = add_command(commands, "compare", _compare, "set one run against another")
-    command.add_argument("run_a", type=Path, metavar="STORE/RUN_A")
-    command.add_argument("run_b", type=Path, metavar="STORE/RUN_B")
+    command.add_argument("run_a", type=store_place, metavar="STORE/RUN_A")
+    command.add_argument("run_b", type=store_place, metavar="STORE/RUN_B")
     command.add_argument(
         "--at",
         choices=["steps", "examples", "tokens", "margin"],
@@ -229,14 +229,14 @@ def _compare_command(commands: Any) -> None:
     )
     command.add_argument(
         "--seeds-a",
-        type=Path,
+        type=store_place,
         nargs="+",
         default=[],
         metavar="STORE/RUN",
         help="the same as RUN_A with other seeds: then runs are the unit",
     )
     command.add_argument(
-        "--seeds-b", type=Path, nargs="+", default=[], metavar="STORE/RUN"
+        "--seeds-b", type=store_place, nargs="+", default=[], metavar="STORE/RUN"
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
     command.add_argument(
@@ -244,7 +244,7 @@ def _compare_command(commands: Any) -> None:
     )
     command.add_argument(
         "--after",
-        type=Path,
+        type=store_place,
         nargs=2,
         metavar=("RUN_A", "RUN_B"),
         help="with --figure: the stages that came before (SFT before DPO)",
@@ -317,7 +317,7 @@ def _import_commands(commands: Any) -> None:
         command = add_command(sub, name, handler, summary)
         command.add_argument("file", type=Path)
         command.add_argument("--run", required=True, help="name in the store")
-        command.add_argument("--store", type=Path, required=True)
+        command.add_argument("--store", type=store_place, required=True)
         if name == "lm_eval":
             command.add_argument(
                 "--step", type=int, required=True, help="optimizer step of the model"
@@ -353,8 +353,11 @@ def _import_trl(options: argparse.Namespace) -> int:
 
 def _write_import(levels: Any, store: Path) -> int:
     from ldeval.imported import write_levels
+    from ldeval.lease import writing
+    from ldeval.store import run_folder
 
-    folder = write_levels(store, levels)
+    with writing(run_folder(store, levels.run)):
+        folder = write_levels(store, levels)
     say(
         f"{folder}: {len(levels.steps)} {levels.step_unit}, "
         f"{sum(c.role == 'kind' for c in levels.columns)} kinds, {levels.split} probes"
@@ -371,6 +374,7 @@ def _import_lm_eval(options: argparse.Namespace) -> int:
     import dataclasses
 
     from ldeval.harness import read_output
+    from ldeval.lease import writing
     from ldeval.scoring.tables import as_reference, attach_reference, reference_ids
     from ldeval.store import list_steps, read_table, step_folder, write_table
 
@@ -384,7 +388,8 @@ def _import_lm_eval(options: argparse.Namespace) -> int:
         table = attach_reference(table, reference_ids(first), first.manifest.step)
     else:
         table = as_reference(table)
-    written = write_table(folder, table)
+    with writing(folder.parent):
+        written = write_table(folder, table)
     say(
         f"{folder}: {written.n_responses} responses, {written.n_tokens} tokens, "
         f"{len(written.excluded)} left out"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldeval.commands import add_command
 from ldeval.errors import TheoryError
+from ldeval.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,10 +124,9 @@ def _digits(options: argparse.Namespace) -> int:
     found = study(images, settings, progress=_progress(options))
     _report(options, digits_table(found), {"study": found})
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures(found).items():
             path = options.output / f"{name}.png"
-            path.write_bytes(image(figure, "png"))
+            write_whole(path, image(figure, "png"))
             print(f"figure: {path}")
     return 0
 
@@ -158,8 +158,7 @@ def _finish(
     _report(options, table, document)
     if options.output is not None:
         content = image(draw(), "svg" if options.output.suffix == ".svg" else "png")
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(content)
+        write_whole(options.output, content)
         print(f"figure: {options.output}")
     return 0
 
@@ -172,6 +171,5 @@ def _report(
 
     print(to_terminal(table), end="")
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(dumps(plain(document)), encoding="utf-8")
+        write_whole(options.json, dumps(plain(document)))
         print(f"numbers: {options.json}")

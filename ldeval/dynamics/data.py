@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldeval.dynamics.results import write_whole
 from ldeval.errors import ProbeError
+from ldeval.files import write_whole
 from ldeval.probes import parse_probe
 from ldeval.probes.examples import Example, FieldMap, read_examples
 from ldeval.probes.sources import BadRow, Row, read_rows
@@ -128,4 +128,4 @@ def write_rows(path: Path, data: TrainingData, keep: list[str]) -> None:
         if e.probe_id in wanted
     ]
     text = "".join(line + "\n" for line in lines)
-    write_whole(path, text.encode("utf-8", "backslashreplace"))
+    write_whole(path, text)

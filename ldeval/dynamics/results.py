@@ -20,7 +20,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldeval.errors import IncompleteError, StoreError
+from ldeval.files import write_whole
 from ldeval.records import (
     DYNAMICS_VERSION,
     Agreement,
@@ -221,19 +221,8 @@ def _plain(value: Any) -> Any:
 
 def _write(path: Path, record: Mapping[str, Any]) -> Path:
     text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
-    write_whole(path, text.encode("utf-8", "backslashreplace"))
+    write_whole(path, text)
     return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

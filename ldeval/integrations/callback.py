@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback
 
 from ldeval.bundled import bundled_probes
 from ldeval.errors import LdevalError, MismatchError
+from ldeval.files import place
 from ldeval.integrations.budget import Overhead
 from ldeval.integrations.live_run import LiveRun, LiveSettings
 from ldeval.integrations.recorder import copy_records
@@ -103,7 +104,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         if every < 1:
             raise MismatchError(f"every={every}; give at least 1 step.")
         _check_names(on_verdict or {}, objective)
-        self._store, self._name, self._every = Path(store), run, every
+        self._store, self._name, self._every = place(store), run, every
         self._asked: dict[str, Any] = {
             "span": span,
             "apply_chat_template": apply_chat_template,
@@ -150,6 +151,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             settings = LiveSettings(
                 probes=self._probes, store=self._store, run=name, **self._asked
             )
+            if self._run is not None:
+                self._run.end()  # a training that raised
             self._run = LiveRun(settings)
             self._run.begin(model, state.global_step)
             self._score(args, state, control, objects)
@@ -178,6 +181,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         if self._run is None:
             return
         copy_records(Path(args.output_dir), self._run.folder)
+        self._run.end()
         share = self.overhead.share(self._trained_seconds())
         log.info(
             "probes: scored %d times in %.1f s, %.1f%% of training's own time; %d left "
@@ -214,9 +218,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         _drained(model)
         started = time.monotonic()
         step = state.global_step
-        place = str(Path(args.output_dir) / f"checkpoint-{step}")
+        checkpoint = str(Path(args.output_dir) / f"checkpoint-{step}")
         try:
-            if self._run.score(model, objects["processing_class"], step, place):
+            tokenizer = objects["processing_class"]
+            if self._run.score(model, tokenizer, step, checkpoint):
                 self.scored.append(step)
             copy_records(Path(args.output_dir), self._run.folder)
             self.comparison = self._run.compare() if self._verdicts else None

@@ -7,6 +7,7 @@ every manifest), done for a model in memory.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ldeval.checkpoints import (
 )
 from ldeval.compare import compare_run
 from ldeval.errors import MismatchError
+from ldeval.lease import writing
 from ldeval.probes import ProbeSet
 from ldeval.records import (
     OBJECTIVES,
@@ -91,6 +93,7 @@ class LiveRun:
         self._reference_step: int | None = None
         self._floors: set[tuple[str, str]] = set()
         self._origin: str | None = None
+        self._right = contextlib.ExitStack()
 
     @property
     def folder(self) -> Path:
@@ -100,11 +103,14 @@ class LiveRun:
     def begin(self, model: Any, step: int) -> None:
         """Go on from what is stored of this run, up to the step training starts from.
 
-        Scores of later steps are of training that was lost, and are set aside.
+        Scores of later steps are of training that was lost, and are set aside. Until
+        :meth:`end` no other process writes the run.
 
         Raises:
             MismatchError: when the store holds scores of something else there.
+            StoreError: another process writes this run, or it cannot be written.
         """
+        self._right.enter_context(writing(self.folder))
         self._origin = _origin_weights(self.settings.initial_model, model)
         later = [item for item in list_steps(self.folder) if item.step > step]
         earlier = [
@@ -128,6 +134,10 @@ class LiveRun:
             first = read_table(earlier[0].folder)
             self._reference = reference_ids(first)
             self._reference_step = first.manifest.step
+
+    def end(self) -> None:
+        """Let others write the run."""
+        self._right.close()
 
     def _check_alike(self, manifest: Manifest) -> None:
         asked = {

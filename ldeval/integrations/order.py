@@ -21,6 +21,7 @@ from typing import Any
 
 from ldeval.checkpoints import find_checkpoints
 from ldeval.errors import TrainedRecordError
+from ldeval.files import write_whole
 from ldeval.store import TRAINED
 
 _EPOCH_TOLERANCE = 1e-6
@@ -241,9 +242,8 @@ def _check_state(
 def _write(path: Path, steps: Mapping[int, Sequence[str]]) -> None:
     if path.exists():
         return
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as handle:
-        for step, ids in steps.items():
-            line = {"step": step, "examples": list(ids)}
-            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    lines = (
+        json.dumps({"step": step, "examples": list(ids)}, ensure_ascii=False)
+        for step, ids in steps.items()
+    )
+    write_whole(path, "".join(f"{line}\n" for line in lines))

@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ldeval.errors import StoreError, TrainedRecordError
+from ldeval.errors import TrainedRecordError
+from ldeval.files import copy_whole, write_whole
 from ldeval.store import TRAINED
 
 log = logging.getLogger(__name__)
@@ -306,9 +305,7 @@ def copy_records(output_dir: Path, run: Path) -> None:
         merge_records(output_dir)
     source = output_dir / TRAINED
     if source.is_file() and run.is_dir():
-        partial = run / f"{TRAINED}.partial"
-        shutil.copyfile(source, partial)
-        partial.replace(run / TRAINED)
+        copy_whole(source, run / TRAINED)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -337,13 +334,5 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _rewrite(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as handle:
-            for record in records:
-                handle.write(json.dumps(record, ensure_ascii=False) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror}).") from error
+    lines = (json.dumps(record, ensure_ascii=False) for record in records)
+    write_whole(path, "".join(f"{line}\n" for line in lines))

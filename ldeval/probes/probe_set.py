@@ -16,6 +16,7 @@ sweep and the command line refuse the same files with the same words.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from typing import Any, BinaryIO
 import jsonlines
 
 from ldeval.errors import ProbeError
+from ldeval.files import place, written
 from ldeval.probes.dataset import is_dataset, read_dataset
 from ldeval.records import KIND_NAMES, REFERENCE_FIELDS, Message, Probe, Response
 
@@ -360,14 +362,15 @@ def read_probes(path: str | Path) -> ProbeSet:
 
 
 def write_probes(path: str | Path, probes: Iterable[Probe]) -> None:
-    """Write a probe file, whole or not at all (temporary name, then rename)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with jsonlines.open(partial, "w", compact=False) as writer:
-        for probe in probes:
-            writer.write(probe_to_record(probe))
-    partial.replace(path)
+    """Write a probe file, whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with written(place(path)) as handle:
+        lines = io.TextIOWrapper(handle, "utf-8")
+        jsonlines.Writer(lines).write_all(probe_to_record(probe) for probe in probes)
+        lines.detach()  # flushed, and the handle still open
 
 
 def count_kinds(probes: Sequence[Probe]) -> dict[str, int]:

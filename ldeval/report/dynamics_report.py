@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.dynamics.results import write_whole
 from ldeval.errors import MissingExtraError
+from ldeval.files import write_whole
 from ldeval.records import InfluenceTable, Prediction, RiskReport
 from ldeval.report.canvas import image
 from ldeval.report.dynamics_plots import influence_figure, scatter_figure

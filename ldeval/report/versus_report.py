@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ldeval.files import write_whole
 from ldeval.records import KIND_BY_NAME, SPLIT_NAMES, Comparison, CurvePoint, Versus
 from ldeval.report.canvas import FONT, image, new_figure, plain_axes
 from ldeval.report.columns import (
@@ -202,6 +203,5 @@ def write_stitched(sides: Sequence[Sequence[Comparison]], path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     kind: Literal["png", "svg"] = "svg" if path.suffix == ".svg" else "png"
-    path.write_bytes(image(stitched_figure(sides), kind))
+    write_whole(path, image(stitched_figure(sides), kind))

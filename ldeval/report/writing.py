@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ldeval.errors import MissingExtraError
+from ldeval.files import write_whole
 from ldeval.records import Comparison
 from ldeval.report.canvas import image
 from ldeval.report.dynamics_json import results_json, results_rows
@@ -48,17 +48,16 @@ def write_report(
     Raises:
         MismatchError: a tokenizer does not spell the responses that were scored.
         ValueError: there is no comparison.
-        OSError: the folder cannot be written.
+        StoreError: the folder cannot be written.
     """
     if not comparisons:
         raise ValueError("a report needs at least one comparison; none came")
-    folder.mkdir(parents=True, exist_ok=True)
     runs = pages or [PageRun(comparison) for comparison in comparisons]
     found = [[results_json(joined) for joined in run.dynamics] for run in runs]
-    _put(folder / "report.json", dumps(report_json(comparisons, title, found)))
+    write_whole(folder / "report.json", dumps(report_json(comparisons, title, found)))
     rows = [results_rows(records) for records in found]
     for name, text in to_csv(comparisons, rows).items():
-        _put(folder / f"{name}.csv", text)
+        write_whole(folder / f"{name}.csv", text)
     write_page(runs, folder / "report.html", title=title)
     figures, remark = _write_figures(comparisons, folder)
     report = folder / "report.md"
@@ -69,7 +68,7 @@ def write_report(
         remark=remark,
         dynamics=[run.dynamics for run in runs],
     )
-    _put(report, text)
+    write_whole(report, text)
     return report
 
 
@@ -81,11 +80,10 @@ def write_page(
     Raises:
         ValueError: there is no run.
         MismatchError: a tokenizer does not spell the responses that were scored.
-        OSError: the file cannot be written.
+        StoreError: the file cannot be written.
     """
     text = render_page(runs, title=title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _put(path, text)
+    write_whole(path, text)
 
 
 def _write_figures(
@@ -98,20 +96,7 @@ def _write_figures(
             figure = item.draw()
         except MissingExtraError as error:
             return {}, f"This report has no figures: {error}"
-        _put(folder / f"{item.key}.svg", image(figure, "svg"))
-        _put(folder / f"{item.key}.png", image(figure, "png"))
+        write_whole(folder / f"{item.key}.svg", image(figure, "svg"))
+        write_whole(folder / f"{item.key}.png", image(figure, "png"))
         links[item.key] = f"{item.key}.png"
     return links, None
-
-
-def _put(path: Path, content: str | bytes) -> None:
-    """Write under a temporary name, then rename."""
-    if isinstance(content, str):
-        # a lone surrogate in someone's text must not cost the report
-        content = content.encode("utf-8", "backslashreplace")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

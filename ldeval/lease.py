@@ -1,0 +1,196 @@
+"""One writer a run: the right to write ``STORE/RUN``, which a killed process loses.
+
+Two sweeps that write one run would replace each other's tables. On a disk the right is
+a lock of the operating system, which goes with the process, however it ends. At a URL
+it is an object with a counter that its holder raises every few seconds; who finds one
+watches it by his own stopwatch, and takes it over once it has stood still for long
+enough. No clock of day is compared, so clocks may jump or disagree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock, Timeout
+
+from ldeval.errors import StoreError
+from ldeval.files import is_remote, named, read_text, remove, write_whole
+
+log = logging.getLogger(__name__)
+
+LOCK = ".writer.lock"
+LEASE = ".writer.json"
+BEAT = 10.0
+"""Seconds between two signs of life at a URL."""
+PATIENCE = 60.0
+"""Seconds without one after which a lease at a URL is taken over."""
+
+
+@contextlib.contextmanager
+def writing(run: Path, *, patience: float = PATIENCE) -> Iterator[None]:
+    """Be the only process that writes a run, as long as the block lasts.
+
+    Args:
+        run: ``STORE/RUN``; made on a disk where it is not there.
+        patience: seconds to watch a lease at a URL before it is taken over.
+
+    Raises:
+        StoreError: another process writes it, or the store cannot be written.
+    """
+    if is_remote(run):
+        with _leased(run / LEASE, patience):
+            yield
+        return
+    with named(run):
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise _taken(run, _holder(run / LEASE)) from None
+    try:
+        write_whole(run / LEASE, json.dumps(_myself()))
+        yield
+        remove(run / LEASE)
+    finally:
+        lock.release()
+
+
+def _taken(run: Path, holder: str) -> StoreError:
+    return StoreError(
+        f"{run}: is being written by {holder}. Wait until that has ended (the same "
+        "command then goes on from what is finished), or use another --run."
+    )
+
+
+def _holder(lease: Path) -> str:
+    try:
+        record = json.loads(read_text(lease))
+        if _myself().items() <= record.items():
+            return "this process (a training of it that did not end?)"
+        return f"process {record['process']} on {record['host']}"
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return "another process"
+
+
+def _myself() -> dict[str, Any]:
+    return {"process": os.getpid(), "host": platform.node()}
+
+
+# ------------------------------------------------------------------------------ a URL
+
+
+@dataclass
+class _Lease:
+    """A counter at a URL and what identifies its holder."""
+
+    path: Path
+    token: str
+    count: int = 0
+
+    @property
+    def content(self) -> str:
+        return json.dumps({**_myself(), "token": self.token, "count": self.count})
+
+
+@contextlib.contextmanager
+def _leased(path: Path, patience: float) -> Iterator[None]:
+    mine = _Lease(path, uuid.uuid4().hex)
+    _take(mine, patience)
+    ended = threading.Event()
+    beats = threading.Thread(target=_beat, args=(mine, ended), daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beats.join()
+        if _token(path) == mine.token:
+            remove(path)
+
+
+def _take(mine: _Lease, patience: float) -> None:
+    """Write the lease; where there is one, only if it stands still.
+
+    Raises:
+        StoreError: it is held, or another process took it at the same time.
+    """
+    with named(mine.path):
+        if _create(mine):
+            return
+        found = _content(mine.path)
+        log.info(
+            "%s: held by %s; watching for %g s whether it is alive",
+            mine.path.parent,
+            _holder(mine.path),
+            patience,
+        )
+        if _changes(lambda: _content(mine.path), found, patience):
+            raise _taken(mine.path.parent, _holder(mine.path))
+        log.warning(
+            "%s: its writer gave no sign of life for %g s and is taken for dead",
+            mine.path.parent,
+            patience,
+        )
+        write_whole(mine.path, mine.content)
+        time.sleep(min(patience, 1.0))  # whoever took it too has written by now
+        if _token(mine.path) != mine.token:
+            raise _taken(mine.path.parent, _holder(mine.path))
+
+
+def _create(mine: _Lease) -> bool:
+    """Write the lease unless there is one; atomically where the store can do that."""
+    remote = cast(Any, mine.path)
+    try:
+        remote.fs.pipe_file(remote.path, mine.content.encode(), mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def _changes(read: Callable[[], str | None], first: str | None, seconds: float) -> bool:
+    """Whether something else is read within some seconds of this machine's stopwatch;
+    that nothing is left is no sign of life."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(min(BEAT / 4, seconds / 8))
+        if read() not in (first, None):
+            return True
+    return False
+
+
+def _beat(mine: _Lease, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        mine.count += 1
+        try:
+            if _token(mine.path) not in (mine.token, None):
+                log.error("%s: another process took it over", mine.path.parent)
+                return
+            write_whole(mine.path, mine.content)
+        except StoreError as error:
+            log.warning("no sign of life could be given: %s", error)
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return read_text(path)
+    except FileNotFoundError:
+        return None
+
+
+def _token(path: Path) -> str | None:
+    try:
+        return str(json.loads(_content(path) or "null")["token"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,225 @@
+"""A store at a URL: a real S3 server on loopback, and one that fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+import ldeval
+from ldeval import files, lease
+from ldeval.cli import main
+from ldeval.errors import StoreError
+from ldeval.files import place, remove_tree, write_whole
+from ldeval.lease import writing
+from ldeval.store import list_runs, read_table, set_aside, step_folder, write_table
+from tests.test_store import table
+from tests.tiny import save_run
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """An S3-compatible server of this machine, with an empty bucket ``probes``."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials and address, as a user gives them: in the environment."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "not-to-be-seen",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(files, "PAUSE", 0.01)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdirs("probes", exist_ok=True)
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest) -> str:
+    """A store of this test's own."""
+    return f"s3://probes/{abs(hash(request.node.name))}"
+
+
+def test_a_table_reads_back_alike_and_damage_is_named(bucket: str) -> None:
+    folder = step_folder(bucket, "r", 7)
+    manifest = write_table(folder, table())
+    back = read_table(folder)
+    assert back.logprob_sums.tolist() == table().logprob_sums.tolist()
+    assert back.manifest.files == manifest.files
+    assert [s.step for s in list_runs(bucket)["r"] if s.complete] == [7]
+    (folder / "tokens.parquet").write_bytes(b"cut")
+    files._downloads.cache_clear()
+    with pytest.raises(StoreError, match=r"tokens\.parquet.*cut short"):
+        read_table(folder)
+    (folder / "manifest.json").unlink()
+    assert not list_runs(bucket)["r"][0].complete
+
+
+def test_the_bytes_are_those_of_a_store_on_a_disk(bucket: str, tmp_path: Path) -> None:
+    there = write_table(step_folder(bucket, "r", 1), table())
+    here = write_table(step_folder(tmp_path, "r", 1), table())
+    assert there.files == here.files
+
+
+def test_steps_are_set_aside_and_folders_removed(bucket: str) -> None:
+    for step in (1, 2):
+        write_table(step_folder(bucket, "r", step), table(step))
+    moved = set_aside(place(bucket) / "r", list_runs(bucket)["r"][1:])
+    assert [s.step for s in list_runs(bucket)["r"]] == [1]
+    assert read_table(moved / "step_000002").manifest.step == 2
+    remove_tree(place(bucket) / "r")
+    with pytest.raises(StoreError, match="no such store|holds no runs"):
+        list_runs(bucket)
+
+
+def test_a_sweep_into_a_bucket_is_the_sweep_into_a_folder(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = save_run(tmp_path, [10, 20])
+    command = ["sweep", str(trained / "run"), "--base", str(trained / "base")]
+    command += ["--limit", "3", "2", "--apply_chat_template", "--greedy", "4"]
+    command += ["--model_args", "dtype=float32,device=cpu"]
+    for store in (bucket, str(tmp_path / "store")):
+        assert main(["-q", *command, "--store", store]) == 0
+    assert main(["-q", *command, "--store", bucket]) == 0  # all kept
+    assert "scored 0 checkpoints, kept 3" in capsys.readouterr().out
+    there, here = (
+        [t.manifest for t in ldeval.load_run(f"{store}/run")]
+        for store in (bucket, tmp_path / "store")
+    )
+    assert [m.files for m in there] == [m.files for m in here]
+    assert main(["ls", bucket]) == 0
+    assert main(["validate", bucket]) == 0
+    assert main(["diff", f"{bucket}/run", "--json", str(tmp_path / "d.json")]) == 0
+    page = tmp_path / "page.html"
+    assert main(["report", f"{bucket}/run", "--html", str(page)]) == 0
+    assert "not-to-be-seen" not in page.read_text() + capsys.readouterr().out
+    assert ldeval.diff(f"{bucket}/run").run == "run"
+
+
+# ------------------------------------------------------------------------ one writer
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_one_process_writes_a_run(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool
+) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    run = (place(bucket) if remote else tmp_path) / "r"
+    with writing(run):
+        second = writing(run, patience=0.5)
+        with pytest.raises(StoreError, match="is being written by this process"):
+            second.__enter__()
+    with writing(run):
+        pass  # given back
+
+
+def test_a_lease_that_stands_still_is_taken_over_whatever_the_clock_says(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = place(bucket) / "r"
+    write_whole(
+        run / lease.LEASE,
+        json.dumps({"process": 1, "host": "gone", "token": "t", "count": 9}),
+    )
+    monkeypatch.setattr(time, "time", lambda: -1e9)  # a clock that jumped
+    with writing(run, patience=0.3):
+        held = json.loads((run / lease.LEASE).read_text())
+        assert held["token"] != "t"
+    assert not (run / lease.LEASE).exists()
+
+
+def test_of_two_that_take_a_lease_at_once_one_has_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    run = place(bucket) / "r"
+    inside, refused, most = [0], [0], [0]
+
+    def work() -> None:
+        try:
+            with writing(run, patience=0.4):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(2)
+                inside[0] -= 1
+        except StoreError:
+            refused[0] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 1
+    assert refused[0] == 2
+
+
+# --------------------------------------------------------------------------- failures
+
+
+def test_a_network_that_fails_once_is_tried_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from botocore.exceptions import ReadTimeoutError
+
+    target = place(bucket) / "r" / "file"
+    filesystem = cast(Any, target).fs
+    real, calls = filesystem.put_file, []
+
+    def put(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ReadTimeoutError(endpoint_url="http://store")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(filesystem, "put_file", put)
+    with caplog.at_level(logging.WARNING):
+        write_whole(target, b"whole")
+    assert target.read_bytes() == b"whole"
+    assert "attempt 2 of 3" in caplog.text
+
+
+def test_a_network_that_stays_away_is_named_and_what_was_finished_stays(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(step_folder(bucket, "r", 1), table())
+    folder = step_folder(bucket, "r", 2)
+    filesystem = cast(Any, folder).fs
+
+    def put(*_: Any, **__: Any) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(filesystem, "put_file", put)
+    with pytest.raises(StoreError, match=r"s3://.*timed out.*the same command goes on"):
+        write_table(folder, table(2))
+    monkeypatch.undo()
+    assert [s.step for s in list_runs(bucket)["r"] if s.complete] == [1]
+
+
+def test_a_url_of_no_known_kind_is_refused_on_the_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["ls", "nonsense://key:secret@bucket/store"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "nonsense" in said
+    assert "secret" not in said
