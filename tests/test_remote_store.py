@@ -85,7 +85,7 @@ def test_steps_are_set_aside_and_folders_removed(bucket: str) -> None:
     assert [s.step for s in list_runs(bucket)["r"]] == [1]
     assert read_table(moved / "step_000002").manifest.step == 2
     remove_tree(place(bucket) / "r")
-    with pytest.raises(StoreError, match="no such store|holds no runs"):
+    with pytest.raises(StoreError, match=r"no such store|holds no runs"):
         list_runs(bucket)
 
 
