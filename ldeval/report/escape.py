@@ -8,6 +8,7 @@ all of them, in :mod:`ldeval.printable`.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from ldeval.printable import visible
 
@@ -16,9 +17,7 @@ __all__ = ["for_ascii", "for_csv", "for_figure", "for_markdown", "visible"]
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=www)\.")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _BLOCK = re.compile(r"^(\s*\d*)([-#+=.)])")
-_FORMULA = re.compile(r"[\s\x00-\x1f\u200b\u2060\ufeff]*[=+\-@＝＋－＠−]|[\t\r\n]")
-"""What a spreadsheet may take for the beginning of a formula: its four signs, of full
-width too, after whitespace or characters without a width."""
+_FORMULA = frozenset("=+-@")
 _ASCII = str.maketrans(
     {
         "−": "-",
@@ -58,9 +57,15 @@ def for_figure(text: str, limit: int | None = None) -> str:
 
 
 def for_csv(text: str) -> str:
-    """Text that a spreadsheet shows instead of running it as a formula: an apostrophe
-    goes before what could begin one. For texts alone: numbers may be negative."""
-    return "'" + text if _FORMULA.match(text) else text
+    """Text that a spreadsheet shows instead of running it as a formula.
+
+    An apostrophe goes before what could begin one: a sign of a formula, of another
+    width too, also behind whitespace and characters without a glyph; or a tab or a line
+    break. For texts alone: a number may be negative.
+    """
+    seen = (c for c in text if not c.isspace() and unicodedata.category(c)[0] != "C")
+    opening = unicodedata.normalize("NFKC", next(seen, ""))[:1]
+    return "'" + text if opening in _FORMULA or text[:1] in ("\t", "\r", "\n") else text
 
 
 def for_ascii(text: str) -> str:

@@ -2,9 +2,6 @@
 // columns of their own (the columns of docs/report_schema.md).
 
 const ESTIMATE_PARTS = ["value", "low", "high", "se", "level", "n", "clusters", "reason"];
-// as escape.for_csv: a formula's sign, of full width too, after what has no width
-const FORMULA = /^(?:[\s\u0000-\u001f\u0085\u200b\u2060\ufeff]*[=+\-@＝＋－＠−]|[\t\r\n])/;
-
 function isEstimate(value) {
   return value !== null && typeof value === "object" && "clusters" in value && "level" in value;
 }
@@ -26,11 +23,17 @@ function cells(record) {
   return row;
 }
 
+/** Whether a spreadsheet could take a text for a formula, as escape.for_csv tells. */
+function beginsFormula(text) {
+  const [opening = ""] = text.replace(/^[\s\p{C}]+/u, "");
+  return /^[=+\-@]/.test(opening.normalize("NFKC")) || /^[\t\r\n]/.test(text);
+}
+
 function csvCell(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "";
   if (typeof value === "boolean") return value ? "True" : "False";
   if (typeof value !== "string") return String(value);
-  const safe = FORMULA.test(value) ? "'" + value : value;
+  const safe = beginsFormula(value) ? "'" + value : value;
   return /[",\r\n]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
 }
 
