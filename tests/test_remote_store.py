@@ -21,7 +21,7 @@ from ldeval.files import place, remove_tree, write_whole
 from ldeval.lease import writing
 from ldeval.store import list_runs, read_table, set_aside, step_folder, write_table
 from tests.test_store import table
-from tests.tiny import save_run
+from tests.tiny import save_run, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +223,29 @@ def test_a_url_of_no_known_kind_is_refused_on_the_command_line(
     said = capsys.readouterr().err
     assert "nonsense" in said
     assert "secret" not in said
+
+
+def test_a_trainer_keeps_its_live_scores_in_a_bucket(
+    bucket: str, tmp_path: Path
+) -> None:
+    from tests.training import examples, short_probes, trainer
+
+    probes = short_probes(4, 2)
+    model = save_tiny(tmp_path / "model")
+    probing = ldeval.ProbeCallback(
+        probes, bucket, every=2, apply_chat_template=True, objective="sft"
+    )
+    run = trainer(
+        model,
+        tmp_path / "run",
+        examples(probes, "sft"),
+        "sft",
+        callbacks=[probing],
+        max_steps=2,
+        save_strategy="no",
+    )
+    run.train()
+    assert probing.failures == {}
+    assert [t.manifest.step for t in ldeval.load_run(f"{bucket}/run")] == [0, 2]
+    with writing(place(bucket) / "run", patience=0.1):
+        pass  # the trainer gave it back
