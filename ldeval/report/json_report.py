@@ -6,9 +6,7 @@ The schema is described in ``docs/report_schema.md``. What is not a finite numbe
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -249,11 +247,16 @@ def _estimate_cells(name: str, estimate: Estimate) -> _Row:
 
 
 def _write(rows: Sequence[_Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(rows[0])
-    writer.writerows([_cell(value) for value in row.values()] for row in rows)
-    return text.getvalue()
+    lines = [list(rows[0]), *([_cell(v) for v in row.values()] for row in rows)]
+    return "".join(",".join(map(_quoted, line)) + "\n" for line in lines)
+
+
+def _quoted(cell: str) -> str:
+    # csv.writer leaves a lone carriage return bare where lines end in a line feed, and
+    # readers take it for the end of the row: what follows would be a cell of its own
+    if not any(c in cell for c in ',"\r\n'):
+        return cell
+    return '"' + cell.replace('"', '""') + '"'
 
 
 def _cell(value: Any) -> str:
