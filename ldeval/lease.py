@@ -38,19 +38,23 @@ PATIENCE = 60.0
 
 
 @contextlib.contextmanager
-def writing(run: Path, *, patience: float = PATIENCE) -> Iterator[None]:
+def writing(run: Path, *, patience: float = PATIENCE) -> Iterator[Callable[[], None]]:
     """Be the only process that writes a run, as long as the block lasts.
 
     Args:
         run: ``STORE/RUN``; made on a disk where it is not there.
         patience: seconds to watch a lease at a URL before it is taken over.
 
+    Yields:
+        To be called before each write: raises :class:`StoreError` where a process that
+        was out of reach for long finds that another has taken the run over.
+
     Raises:
         StoreError: another process writes it, or the store cannot be written.
     """
     if is_remote(run):
-        with _leased(run / LEASE, patience):
-            yield
+        with _leased(run / LEASE, patience) as lease:
+            yield lease.check
         return
     with named(run):
         run.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ def writing(run: Path, *, patience: float = PATIENCE) -> Iterator[None]:
             raise _taken(run, _holder(run / LEASE)) from None
     try:
         write_whole(run / LEASE, json.dumps(_myself()))
-        yield
+        yield lambda: None
         remove(run / LEASE)
     finally:
         lock.release()
@@ -98,6 +102,12 @@ class _Lease:
     path: Path
     token: str
     count: int = 0
+    lost: bool = False
+
+    def check(self) -> None:
+        """Raise where the lease is lost."""
+        if self.lost:
+            raise _taken(self.path.parent, _holder(self.path))
 
     @property
     def content(self) -> str:
@@ -105,14 +115,14 @@ class _Lease:
 
 
 @contextlib.contextmanager
-def _leased(path: Path, patience: float) -> Iterator[None]:
+def _leased(path: Path, patience: float) -> Iterator[_Lease]:
     mine = _Lease(path, uuid.uuid4().hex)
     _take(mine, patience)
     ended = threading.Event()
     beats = threading.Thread(target=_beat, args=(mine, ended), daemon=True)
     beats.start()
     try:
-        yield
+        yield mine
     finally:
         ended.set()
         beats.join()
@@ -175,7 +185,7 @@ def _beat(mine: _Lease, ended: threading.Event) -> None:
         mine.count += 1
         try:
             if _token(mine.path) not in (mine.token, None):
-                log.error("%s: another process took it over", mine.path.parent)
+                mine.lost = True
                 return
             write_whole(mine.path, mine.content)
         except StoreError as error:

@@ -181,7 +181,10 @@ def sweep_stages(
                 )
             jobs = _jobs(run, settings.base)
             target = run_folder(settings.store, settings.run)
-            with writing(target), Sweep(settings, run, source) as work:
+            with (
+                writing(target) as still_held,
+                Sweep(settings, run, source) as work,
+            ):
                 for place, checkpoint in enumerate(jobs, 1):
                     log.info(
                         "%s: checkpoint %d of %d: %s",
@@ -190,6 +193,7 @@ def sweep_stages(
                         len(jobs),
                         checkpoint.path,
                     )
+                    still_held()
                     work.take(checkpoint)
                 results[settings.run] = work.result()
     finally:

@@ -54,11 +54,12 @@ def watch(
     target = run_folder(settings.store, settings.run)
     with (
         contextlib.closing(source),
-        writing(target),
+        writing(target) as still_held,
         Sweep(settings, run, source) as work,
     ):
         try:
             if settings.base is not None:
+                still_held()
                 work.take(describe_checkpoint(settings.base, 0))
             last_news = time.monotonic()
             while idle is None or time.monotonic() - last_news < idle:
@@ -68,6 +69,7 @@ def watch(
                     done.add(checkpoint.path)
                     with _staged(checkpoint, settings.store) as safe:
                         last = _is_last(safe)
+                        still_held()
                         work.take(safe)
                     last_news = time.monotonic()
                     if last:

@@ -146,6 +146,21 @@ def test_a_lease_that_stands_still_is_taken_over_whatever_the_clock_says(
     assert not (run / lease.LEASE).exists()
 
 
+def test_a_writer_that_was_away_for_long_learns_that_it_lost_the_run(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    run = place(bucket) / "r"
+    with writing(run) as still_held:
+        still_held()
+        other = {"process": 7, "host": "elsewhere", "token": "t", "count": 0}
+        write_whole(run / lease.LEASE, json.dumps(other))
+        time.sleep(0.5)
+        with pytest.raises(StoreError, match="by process 7 on elsewhere"):
+            still_held()
+    assert json.loads((run / lease.LEASE).read_text())["token"] == "t"
+
+
 def test_of_two_that_take_a_lease_at_once_one_has_it(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

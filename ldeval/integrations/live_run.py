@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class LiveRun:
         self._floors: set[tuple[str, str]] = set()
         self._origin: str | None = None
         self._right = contextlib.ExitStack()
+        self._still_held: Callable[[], None] = lambda: None
 
     @property
     def folder(self) -> Path:
@@ -110,7 +112,7 @@ class LiveRun:
             MismatchError: when the store holds scores of something else there.
             StoreError: another process writes this run, or it cannot be written.
         """
-        self._right.enter_context(writing(self.folder))
+        self._still_held = self._right.enter_context(writing(self.folder))
         self._origin = _origin_weights(self.settings.initial_model, model)
         later = [item for item in list_steps(self.folder) if item.step > step]
         earlier = [
@@ -181,6 +183,7 @@ class LiveRun:
         Raises:
             ScoringError, StoreError, MismatchError: nothing is stored then.
         """
+        self._still_held()
         settings = self.settings
         started = time.monotonic()
         weights = self._weights(model, step)
