@@ -54,6 +54,8 @@ _USER = re.compile(
     r"(?:[^/?#\s]*@|[^/?#\s@:]*:(?!\d+[/?#])[^\s@]*@)",
     re.IGNORECASE,
 )
+_BARE_USER = re.compile(r"(?<![\w./:@])[\w.%+\-]+:[^\s@/\"']{6,}@(?=[\w\[])")
+"""``user:password@`` of an address whose scheme somebody took away."""
 _PAIR = re.compile(
     # names that cannot be a secret's are passed over, and not what follows them
     r"(?P<name>\b(?=[\w\-.]*(?:key|token|secret|pass|auth|cred|sig|bearer|cookie))"
@@ -140,6 +142,7 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     text = _USER.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = _BARE_USER.sub(f"{HIDDEN}@", text)
     return _SHAPES.sub(HIDDEN, _PAIR.sub(_hide_pair, text))
 
 

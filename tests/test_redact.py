@@ -128,6 +128,7 @@ def test_settings_are_redacted_at_any_depth_and_still_comparable() -> None:
         "the key hf_abcdefghijklmnopqrstuvwx is not valid",
         "the key sk-proj-abcdefghijklmnopqrst is not valid",
         "AKIAABCDEFGHIJKLMNOP",
+        f'Invalid bucket name "AKEY:{SECRET}@bucket"',
     ],
 )
 def test_text_of_libraries_loses_its_secrets(text: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ldeval.errors import EndpointError, MissingExtraError
 from ldeval.probes.answers import Answer
+from ldeval.redact import redact_url
 
 FAILURES_IN_A_ROW = 20
 """Requests that fail one after the other before the endpoint is given up."""
@@ -242,7 +243,7 @@ class Endpoint:
 
     def _hopeless(self, what: str) -> EndpointError:
         return EndpointError(
-            f"{self.settings.url}: the endpoint {what}. Check --rephraser, "
+            f"{redact_url(self.settings.url)}: the endpoint {what}. Check --rephraser, "
             f"--rephraser-model and the key in {self.settings.key_variable}; then run "
             "the same command again: answers that came are kept."
         )

@@ -90,6 +90,13 @@ class Connection:
             header = dict(lm.header)
         except ValueError as error:  # the harness's class for api.openai.com
             raise UnsupportedBackendError(str(error)) from error
+        if not header.get("Authorization", "").removeprefix("Bearer").strip():
+            header.pop("Authorization", None)  # the harness sends one without a key too
+        if "Authorization" in header and "@" in urlsplit(url).netloc:
+            raise UnsupportedBackendError(
+                f"the address of {shown_url(url)} holds a user, and a key is set too "
+                "(OPENAI_API_KEY). A request carries one of them: leave the other out."
+            )
         self._url: str = url
         self.shown = shown_url(url)
         """The address as messages may show it."""
