@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,3 +120,11 @@ def test_an_advisory_is_accepted_with_a_reason_only(script: Any) -> None:
     ]
     with pytest.raises(ValueError, match="without reason"):
         script.accepted_advisories("CVE-1\n")
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|scripts|docs)/[\w/.]+)`", text)
+    assert len(named) > 20
+    assert [path for path in named if not (root / path).is_file()] == []
