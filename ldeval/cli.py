@@ -27,6 +27,7 @@ from ldeval.commands.output import (
     say,
     start_logging,
 )
+from ldeval.commands.plan import add_plan_options, plan_asked, print_sweep_plan
 from ldeval.commands.probes import add_probes_commands, check
 from ldeval.commands.results import add_results_commands
 from ldeval.commands.theory import add_theory_commands
@@ -156,6 +157,7 @@ def _sweep_command(commands: Any) -> None:
         metavar="MINUTES",
         help="with --watch: end when no checkpoint has come for so long",
     )
+    add_plan_options(command)
 
 
 def _tokens(text: str) -> int:
@@ -190,6 +192,8 @@ def _sweep(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         objectives=tuple(options.objective),
     )
+    if plan_asked(options):
+        return print_sweep_plan([options.run_dir, *options.then], settings, options)
     if options.watch and options.then:
         raise MismatchError(
             "--watch follows one run, and --then names another. Watch each by itself."

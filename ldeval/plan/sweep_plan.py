@@ -1,0 +1,340 @@
+"""The plan of one sweep: what is left of it, what it is made of, what it is timed by.
+
+A size that is made up (``Hypothetical``) replaces what was found; as soon as one is,
+the sweep is another than the store's, and nothing counts as finished.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldeval.checkpoints import check_weights, describe_checkpoint, find_checkpoints
+from ldeval.errors import CheckpointError, IncompleteError, MismatchError, StoreError
+from ldeval.plan.build import Checkpoints, Resources, build_plan
+from ldeval.plan.calibration import (
+    Calibration,
+    accelerator,
+    codec_of_folder,
+    count_probes,
+    device_name,
+    measure,
+    origin_hash,
+    weight_bytes,
+)
+from ldeval.plan.rates import StoredRun, given_rates, read_stored, stored_rates
+from ldeval.plan.shapes import (
+    shape_of_checkpoint,
+    shape_of_config,
+    shape_of_size,
+)
+from ldeval.plan.work import work_of
+from ldeval.records import Checkpoint, Manifest, ModelShape, PlanLayout, SweepPlan
+from ldeval.store import read_manifest, run_folder, step_folder
+from ldeval.sweep import SweepSettings
+
+
+@dataclass(frozen=True)
+class Hypothetical:
+    """Sizes and rates that are said instead of found; None: found."""
+
+    parameters: float | None = None
+    """Of a made-up model."""
+    config: Path | None = None
+    """``config.json`` of a model that is not at hand."""
+    probes: float | None = None
+    checkpoints: int | None = None
+    """All that are scored, the model before training among them."""
+    workers: int = 1
+    """Devices, each as the one that was measured."""
+    flops: float | None = None
+    """FLOP/s that one device sustains; then no model is opened."""
+    memory: float | None = None
+    """Bytes of one device."""
+    rates_from: Path | None = None
+    """A stored run, ``STORE/RUN``, whose manifests tell the rates."""
+
+    @property
+    def another_sweep(self) -> bool:
+        """Whether some size is made up."""
+        sizes = (self.parameters, self.config, self.probes, self.checkpoints)
+        return any(size is not None for size in sizes)
+
+
+def plan_sweep(
+    runs: Sequence[str | Path],
+    settings: SweepSettings,
+    asked: Hypothetical | None = None,
+) -> SweepPlan:
+    """What is left of a sweep over some runs, and what it takes.
+
+    Args:
+        runs: as of ``sweep_stages``; the first need not exist where ``asked`` says how
+            many checkpoints there are, and ``settings.base`` names a model.
+
+    Raises:
+        CheckpointError: no model at hand, or a configuration that cannot be read.
+        MismatchError: the store holds other scores under this run's name.
+        StoreError: the run to take rates from has no finished step.
+        ScoringError: the model that should be timed cannot be scored.
+    """
+    asked = asked or Hypothetical()
+    if asked.parameters is not None and asked.config is not None:
+        raise MismatchError(
+            "--plan-parameters and --plan-config both make a model up. Give one."
+        )
+    jobs = _jobs(runs, settings, asked)
+    at_hand = _at_hand(jobs, settings)
+    own = _shape(at_hand, settings)
+    shape = _planned_shape(own, asked, settings)
+    found = _calibration(settings, asked, at_hand, own)
+    work = work_of(
+        found.counted.encoded,
+        found.layout,
+        excluded=found.counted.excluded,
+        device=found.device,
+    )
+    counted = work.probes
+    if asked.probes is not None:
+        if not counted:
+            raise MismatchError("there is no probe to extrapolate from: give --probes.")
+        work = work.scaled(asked.probes / counted)
+    given = found.rates.scoring.source == "given"
+    return build_plan(
+        settings.run,
+        shape,
+        work,
+        _checkpoints(jobs, asked, shape),
+        found.rates,
+        _resources(settings, asked, found.device),
+        measured_probes=counted,
+        calibrated_on=None if given else found.timed,
+        notes=_notes(settings, jobs),
+    )
+
+
+# ---------------------------------------------------------------------- what is to do
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """Checkpoints of a sweep."""
+
+    left: tuple[Checkpoint, ...]
+    finished: tuple[Checkpoint, ...]
+    broken: tuple[str, ...] = ()
+    """Why some will not be scored."""
+
+
+def _jobs(
+    runs: Sequence[str | Path], settings: SweepSettings, asked: Hypothetical
+) -> _Jobs:
+    """The checkpoints of every stage; the first of a later one is the last of the one
+    before, whose scores it gets."""
+    if asked.checkpoints is not None and not Path(runs[0]).is_dir():
+        return _Jobs((), ())
+    left: list[Checkpoint] = []
+    finished: list[Checkpoint] = []
+    broken: list[str] = []
+    for number, run in enumerate(runs):
+        name = Path(run).resolve().name if number else settings.run
+        first = number == 0 and settings.base is not None
+        base = [describe_checkpoint(str(settings.base), 0)] if first else []
+        for checkpoint in base + find_checkpoints(run):
+            try:
+                check_weights(checkpoint)
+            except CheckpointError as error:
+                broken.append(str(error))
+                continue
+            done = not asked.another_sweep and _is_finished(
+                settings, name, checkpoint.step
+            )
+            (finished if done else left).append(checkpoint)
+    return _Jobs(tuple(left), tuple(finished), tuple(broken))
+
+
+def _is_finished(settings: SweepSettings, run: str, step: int) -> bool:
+    """Whether a step is stored; its weights are not hashed for that.
+
+    Raises:
+        MismatchError: when other scores lie there, as far as can be told.
+    """
+    folder = step_folder(settings.store, run, step)
+    try:
+        manifest = read_manifest(folder)
+    except IncompleteError:
+        return False
+    for name, there, here in _answers(manifest, settings):
+        if there != here:
+            raise MismatchError(
+                f"{folder} holds scores with {name} {there}, this sweep has {here}. "
+                "Use another --run or --store, or delete that folder."
+            )
+    return True
+
+
+def _answers(
+    manifest: Manifest, settings: SweepSettings
+) -> list[tuple[str, object, object]]:
+    there = manifest.settings
+    names = ("model", "span", "apply_chat_template", "system_instruction")
+    pairs = [(n, there.get(n), getattr(settings, n)) for n in names if n in there]
+    own = settings.probes.content_hash
+    return [("probe_set_hash", manifest.probe_set_hash, own), *pairs]
+
+
+def _checkpoints(jobs: _Jobs, asked: Hypothetical, shape: ModelShape) -> Checkpoints:
+    found = [*jobs.left, *jobs.finished]
+    number = len(jobs.left) if asked.checkpoints is None else asked.checkpoints
+    made_up = shape.parameters * shape.stored_bytes
+    if asked.parameters is not None or asked.config is not None or not found:
+        return Checkpoints(number, len(jobs.finished), made_up)
+    some = jobs.left or jobs.finished
+    each = sum(weight_bytes(checkpoint) for checkpoint in some) / len(some)
+    return Checkpoints(number, len(jobs.finished), each)
+
+
+def _notes(settings: SweepSettings, jobs: _Jobs) -> list[str]:
+    notes = list(jobs.broken)
+    if settings.greedy:
+        notes.append(
+            f"Greedy decodes of {settings.greedy} tokens (--greedy) are not counted."
+        )
+    return notes
+
+
+# ------------------------------------------------------------------------- the model
+
+
+def _at_hand(jobs: _Jobs, settings: SweepSettings) -> Checkpoint:
+    """The model that tokens are counted and rates are measured with."""
+    if settings.base is not None:
+        return describe_checkpoint(settings.base, 0)
+    for checkpoint in (*jobs.left, *jobs.finished):
+        return checkpoint
+    raise CheckpointError(
+        "no model at hand to count tokens with: give --base, or a RUN_DIR that exists."
+    )
+
+
+def _full_weights(checkpoint: Checkpoint, settings: SweepSettings) -> str:
+    """The folder of a model's own weights; of an adapter, its base's."""
+    if checkpoint.layout != "adapter":
+        return checkpoint.folder
+    from ldeval.scoring.models import base_of
+
+    return str(base_of(checkpoint, settings.base))
+
+
+def _computed(settings: SweepSettings) -> str | None:
+    named = settings.model_args.get("dtype")
+    return None if named in (None, "auto") else str(named)
+
+
+def _shape(checkpoint: Checkpoint, settings: SweepSettings) -> ModelShape:
+    folder = _full_weights(checkpoint, settings)
+    return shape_of_checkpoint(folder, _computed(settings))
+
+
+def _planned_shape(
+    own: ModelShape, asked: Hypothetical, settings: SweepSettings
+) -> ModelShape:
+    if asked.config is not None:
+        return shape_of_config(asked.config, None)
+    if asked.parameters is not None:
+        return shape_of_size(asked.parameters, own.vocabulary, None)
+    return own
+
+
+# ------------------------------------------------------------------------- the rates
+
+
+def _calibration(
+    settings: SweepSettings,
+    asked: Hypothetical,
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+) -> Calibration:
+    """Rates from a stored run where there is one, else measured now; given FLOP/s
+    before either."""
+    run = asked.rates_from or run_folder(settings.store, settings.run)
+    stored = read_stored(run)
+    if stored is None and asked.rates_from is not None:
+        raise StoreError(
+            f"{run}: no finished step to take rates from. Give a STORE/RUN that "
+            "'ldeval sweep' scored."
+        )
+    if stored is None and asked.flops is None:
+        return measure(settings, checkpoint, shape)
+    codec = codec_of_folder(_full_weights(checkpoint, settings), settings)
+    counted = count_probes(settings.probes, codec, settings, origin_hash(settings))
+    layout, device = _layout(stored, settings), _device(settings)
+    rates, scored = None, None
+    if stored is not None:
+        scored = _scored_shape(stored, shape)
+        work = work_of(counted.encoded, layout, device=device)
+        rates = stored_rates(stored, scored, work, counted, run.name)
+    if asked.flops is not None:
+        rates = given_rates(asked.flops, counted, rates)
+    assert rates is not None
+    return Calibration(rates, counted, layout, device, scored)
+
+
+def _layout(stored: StoredRun | None, settings: SweepSettings) -> PlanLayout:
+    if stored is not None:
+        return stored.layout
+    return "packed" if settings.model == "hf" else "cached"
+
+
+def _scored_shape(stored: StoredRun, shape: ModelShape) -> ModelShape:
+    """Of the model that a stored run scored; the one at hand where it is gone."""
+    scored = Path(stored.manifests[-1].checkpoint)
+    there = (scored / "model.safetensors").is_file() or (
+        scored / "model.safetensors.index.json"
+    ).is_file()
+    return shape_of_checkpoint(scored) if there else shape
+
+
+def _device(settings: SweepSettings) -> str:
+    named = settings.model_args.get("device")
+    return accelerator() if named is None else str(named).split(":")[0]
+
+
+def _resources(settings: SweepSettings, asked: Hypothetical, device: str) -> Resources:
+    import psutil
+
+    main = float(psutil.virtual_memory().available)
+    memory = asked.memory
+    if memory is None:
+        memory = _device_memory(device, main)
+    return Resources(
+        workers=asked.workers,
+        device=device,
+        device_name=device_name(device),
+        device_memory=memory,
+        main_memory=main,
+        disk=_free_disk(settings.store),
+    )
+
+
+def _device_memory(device: str, main: float) -> float:
+    if device == "cpu":
+        return main
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return math.nan
+
+
+def _free_disk(store: Path) -> float:
+    """Bytes free where the store is or will be; NaN at a URL."""
+    if "://" in str(store):
+        return math.nan
+    place = Path(store).absolute()
+    while not place.exists():
+        place = place.parent
+    return float(shutil.disk_usage(place).free)
