@@ -26,9 +26,9 @@ from ldeval.scoring.encode import EncodedProbe
 from ldeval.store import list_steps, open_table, read_manifest
 
 STATED = {
-    "loading": 5e8,
+    "loading": 4e8,
     "stored": 275.0,
-    "writing": 3e-6,
+    "writing": 4e-6,
     "comparing": 8.5e-6,
     "comparing_start": 1.5,
 }

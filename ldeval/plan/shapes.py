@@ -142,7 +142,7 @@ def shape_of_size(
     layers = max(1, round(hidden / ASPECT))
     memory = DTYPE_BYTES.get(computed or "", HYPOTHETICAL_BYTES)
     return ModelShape(
-        name=f"{parameters:.3g} parameters",
+        name="a dense model",
         origin="proportions",
         parameters=parameters,
         matrix_parameters=matrices,

@@ -112,7 +112,7 @@ def plan_sweep(
         _resources(settings, asked, found.device),
         measured_probes=counted,
         calibrated_on=None if given else found.timed,
-        notes=_notes(settings, jobs),
+        notes=_notes(settings, asked, jobs),
     )
 
 
@@ -197,8 +197,13 @@ def _checkpoints(jobs: _Jobs, asked: Hypothetical, shape: ModelShape) -> Checkpo
     return Checkpoints(number, len(jobs.finished), each)
 
 
-def _notes(settings: SweepSettings, jobs: _Jobs) -> list[str]:
+def _notes(settings: SweepSettings, asked: Hypothetical, jobs: _Jobs) -> list[str]:
     notes = list(jobs.broken)
+    if asked.flops is not None and asked.memory is None:
+        notes.append(
+            "The memory of a device is not known, so that the model is taken to fit "
+            "one: give --plan-memory."
+        )
     if settings.greedy:
         notes.append(
             f"Greedy decodes of {settings.greedy} tokens (--greedy) are not counted."
@@ -243,9 +248,9 @@ def _planned_shape(
     own: ModelShape, asked: Hypothetical, settings: SweepSettings
 ) -> ModelShape:
     if asked.config is not None:
-        return shape_of_config(asked.config, None)
+        return shape_of_config(asked.config, _computed(settings))
     if asked.parameters is not None:
-        return shape_of_size(asked.parameters, own.vocabulary, None)
+        return shape_of_size(asked.parameters, own.vocabulary, _computed(settings))
     return own
 
 
@@ -271,7 +276,7 @@ def _calibration(
         return measure(settings, checkpoint, shape)
     codec = codec_of_folder(_full_weights(checkpoint, settings), settings)
     counted = count_probes(settings.probes, codec, settings, origin_hash(settings))
-    layout, device = _layout(stored, settings), _device(settings)
+    layout, device = _layout(stored, settings), _device(settings, asked)
     rates, scored = None, None
     if stored is not None:
         scored = _scored_shape(stored, shape)
@@ -298,22 +303,27 @@ def _scored_shape(stored: StoredRun, shape: ModelShape) -> ModelShape:
     return shape_of_checkpoint(scored) if there else shape
 
 
-def _device(settings: SweepSettings) -> str:
+def _device(settings: SweepSettings, asked: Hypothetical) -> str:
+    """The type of device that is planned for."""
     named = settings.model_args.get("device")
-    return accelerator() if named is None else str(named).split(":")[0]
+    if named is not None:
+        return str(named).split(":")[0]
+    # who gives FLOP/s plans for other hardware than this machine's
+    return "cuda" if asked.flops is not None else accelerator()
 
 
 def _resources(settings: SweepSettings, asked: Hypothetical, device: str) -> Resources:
     import psutil
 
     main = float(psutil.virtual_memory().available)
+    given = asked.flops is not None
     memory = asked.memory
     if memory is None:
-        memory = _device_memory(device, main)
+        memory = math.nan if given else _device_memory(device, main)
     return Resources(
         workers=asked.workers,
         device=device,
-        device_name=device_name(device),
+        device_name="as given" if given else device_name(device),
         device_memory=memory,
         main_memory=main,
         disk=_free_disk(settings.store),

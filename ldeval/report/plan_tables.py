@@ -52,9 +52,9 @@ _ORIGINS = {
 }
 _LACKS = {
     "device": "the weights and activations of an engine do not fit a device",
-    "main memory": "the scores of a checkpoint do not fit the main memory",
-    "comparing": "comparing afterwards does not fit the main memory",
-    "disk": "the tables do not fit the store's disk",
+    "main memory": "the scores of a checkpoint do not fit this machine's main memory",
+    "comparing": "comparing afterwards does not fit this machine's main memory",
+    "disk": "the tables do not fit the disk of the store",
 }
 
 _DURATIONS = (
@@ -69,22 +69,31 @@ _DURATIONS = (
 # ----------------------------------------------------------------------- how it reads
 
 
-def amount(value: float, unit: str = "") -> str:
-    """Three digits with a decimal prefix: ``12.3 P`` of a unit."""
+def amount(value: float, unit: str) -> str:
+    """Three digits with a decimal prefix before the unit: ``12.3 PFLOP``."""
+    return _prefixed(value, unit, ("", "k", "M", "G", "T", "P", "E", "Z", "Y"))
+
+
+def many(value: float) -> str:
+    """A count: exact below a million, then as the field writes it, ``70 B``."""
+    if value < 1e6:
+        return f"{value:,.0f}"
+    return _prefixed(value, "", ("", "k", "M", "B", "T", "P"))
+
+
+def _prefixed(value: float, unit: str, prefixes: Sequence[str]) -> str:
     if not math.isfinite(value):
         return UNDEFINED
-    for prefix in ("", "k", "M", "G", "T", "P", "E", "Z", "Y"):
-        if abs(value) < 999.5 or prefix == "Y":
+    for prefix in prefixes:
+        if value < 999.5 or prefix == prefixes[-1]:
             break
         value /= 1000
-    whole = value == round(value) and not prefix
-    text = f"{value:,.0f}" if whole or abs(value) >= 99.95 else f"{value:.3g}"
-    return f"{text} {prefix}{unit}".rstrip()
+    return f"{_three(value)} {prefix}{unit}".rstrip()
 
 
-def tokens(value: float) -> str:
-    """A count of tokens: exact below a million."""
-    return f"{value:,.0f}" if value < 1e6 else amount(value)
+def _three(value: float) -> str:
+    """Three digits, more before the decimal point."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def size(value: float) -> str:
@@ -95,7 +104,7 @@ def size(value: float) -> str:
         if value < 1023.5 or unit == "PiB":
             break
         value /= 1024
-    return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
+    return f"{_three(value)} {unit}"
 
 
 def duration(seconds: float) -> str:
@@ -108,7 +117,7 @@ def duration(seconds: float) -> str:
             unit, length = shorter, its_length
             break
     value = seconds / length
-    return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
+    return f"{_three(value)} {unit}"
 
 
 def _source(rate: Rate) -> str:
@@ -123,10 +132,10 @@ def work_table(plan: SweepPlan) -> Table:
     """Tokens and operations, of one checkpoint and of all that are left."""
     work, flops, left = plan.work, plan.flops, plan.checkpoints
     rows = [
-        ("probes", tokens(work.probes), UNDEFINED),
-        ("responses", tokens(work.responses), tokens(left * work.responses)),
+        ("probes", many(work.probes), UNDEFINED),
+        ("responses", many(work.responses), many(left * work.responses)),
         *(
-            (name, tokens(value), tokens(left * value))
+            (name, many(value), many(left * value))
             for name, value in (
                 ("prompt tokens, each once", work.prompt),
                 ("response tokens, asked for", work.asked),
@@ -150,7 +159,7 @@ def work_table(plan: SweepPlan) -> Table:
         number_column(f"all {left:,} left", [row[2] for row in rows]),
     ]
     left_out = (
-        f" {tokens(work.excluded)} responses are left out (too long, or sampled from "
+        f" {many(work.excluded)} responses are left out (too long, or sampled from "
         "another model)."
         if work.excluded
         else ""
@@ -191,7 +200,8 @@ def time_table(plan: SweepPlan) -> Table:
         "Time",
         columns,
         f"{engines} of {each} ({plan.device}), each on its share of the probes under "
-        "every checkpoint. Hours at work: of devices for loading and scoring, of "
+        "every checkpoint: each loads all of them, at the same time as the others and "
+        "no slower. Hours at work: of devices for loading and scoring, of "
         "processes for the rest.",
         Footnotes(),
     )
@@ -201,7 +211,7 @@ def _hours(seconds: float) -> str:
     hours = seconds / 3600
     if 0 < hours < 0.01:
         return "<0.01"
-    return f"{hours:,.0f}" if hours >= 99.95 else f"{hours:.3g}"
+    return _three(hours)
 
 
 def _rate_of(plan: SweepPlan, part: PlanPart) -> Rate:
@@ -221,7 +231,7 @@ def _rate(plan: SweepPlan, part: PlanPart) -> str:
     if part.name == "loading":
         return f"{size(value)}/s"
     if part.name == "scoring":
-        return f"{amount(value)}FLOP/s"
+        return amount(value, "FLOP/s")
     if part.name == "encoding":
         return f"{1e3 * value:.2g} ms/probe"
     return f"{1e6 * value:.2g} µs/token"
@@ -261,7 +271,7 @@ def model_sentence(plan: SweepPlan) -> str:
     left = count(plan.checkpoints, "checkpoint")
     return (
         f"{left} to score, {plan.finished:,} finished. Model: {model.name}, "
-        f"{amount(model.parameters)} parameters in {model.layers} layers of width "
+        f"{many(model.parameters)} parameters in {model.layers} layers of width "
         f"{model.hidden:,}, {_ORIGINS[model.origin]}."
     )
 
@@ -270,7 +280,7 @@ def total_sentence(plan: SweepPlan) -> str:
     """How long the sweep takes, and for how long devices are held."""
     return (
         f"The sweep takes {duration(plan.sweep_seconds)} and "
-        f"{plan.device_hours:,.3g} {_device(plan)}-hours."
+        f"{_three(plan.device_hours)} {_device(plan)}-hours."
     )
 
 
@@ -315,8 +325,8 @@ def assumption_sentences(plan: SweepPlan) -> list[str]:
     timed = plan.calibrated_on
     if timed is not None and timed.parameters != plan.model.parameters:
         found.append(
-            f"The rate of scoring is that of a model of {amount(timed.parameters)} "
-            f"parameters, taken to hold at {amount(plan.model.parameters)}: larger "
+            f"The rate of scoring is that of a model of {many(timed.parameters)} "
+            f"parameters, taken to hold at {many(plan.model.parameters)}: larger "
             "products of matrices run nearer to a device's peak, so that time is "
             "rather overestimated; talk between the devices of an engine, which is "
             "not counted, goes the other way."

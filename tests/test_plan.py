@@ -1,0 +1,492 @@
+"""What a sweep will take: counted exactly, calibrated by a measured rate, linear."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldeval.bundled import bundled_probes
+from ldeval.checkpoints import describe_checkpoint
+from ldeval.cli import main
+from ldeval.errors import CheckpointError, MismatchError, StoreError
+from ldeval.plan import Hypothetical, plan_sweep
+from ldeval.plan.build import Checkpoints, Resources, build_plan
+from ldeval.plan.calibration import codec_of_folder, count_probes
+from ldeval.plan.rates import STATED
+from ldeval.plan.shapes import (
+    flops_of,
+    shape_of_checkpoint,
+    shape_of_config,
+    shape_of_size,
+)
+from ldeval.plan.work import work_of
+from ldeval.probes import read_probes
+from ldeval.records import PlanRates, Rate, ScoringWork, SweepPlan
+from ldeval.report.plan_tables import (
+    amount,
+    bottleneck_sentence,
+    duration,
+    many,
+    plan_json,
+    print_plan,
+    size,
+)
+from ldeval.scoring.encode import codec_of
+from ldeval.scoring.models import RestartedModels
+from ldeval.scoring.score import score_requests
+from ldeval.store import list_runs, read_table, step_folder
+from ldeval.sweep import SweepSettings, sweep
+from tests.tiny import save_run, save_tiny
+
+ARGS = {"dtype": "float32", "device": "cpu"}
+RATES = PlanRates(
+    scoring=Rate(4e14, "given"),
+    encoding=Rate(4e-3, "measured", "96 probes"),
+    **{name: Rate(value, "assumed") for name, value in STATED.items()},
+)
+HERE = Resources(
+    workers=64,
+    device="cuda",
+    device_name="as given",
+    device_memory=80 * 2.0**30,
+    main_memory=2.0**40,
+    disk=2.0**50,
+)
+WORK = ScoringWork(96, 1152, 0, 4388, 58537, 62838, 111193, 7079065, "packed")
+LARGE = shape_of_size(70e9, 128_256)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/ and run/checkpoint-{10,20}."""
+    return save_run(tmp_path_factory.mktemp("trained"), [10, 20])
+
+
+def sweep_settings(trained: Path, store: Path, **changes: Any) -> SweepSettings:
+    return replace(
+        SweepSettings(
+            probes=read_probes(bundled_probes()).limited(3, 2),
+            store=store,
+            run="run",
+            model_args=ARGS,
+            base=str(trained / "base"),
+            apply_chat_template=True,
+            progress=False,
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the finished sweep."""
+    store = tmp_path_factory.mktemp("store")
+    sweep(trained / "run", sweep_settings(trained, store))
+    return store
+
+
+# ----------------------------------------------------------------------------- tokens
+
+
+def test_tokens_are_those_that_scoring_stores(trained: Path, scored: Path) -> None:
+    wanted = sweep_settings(trained, scored)
+    plan = plan_sweep([trained / "run"], wanted)
+    table = read_table(step_folder(scored, "run", 10))
+    assert plan.work.asked == table.manifest.n_tokens == len(table.tokens)
+    assert plan.work.responses == table.manifest.n_responses
+    assert plan.work.excluded == len(table.manifest.excluded) == 5
+
+
+def test_a_tokenizer_alone_encodes_as_the_open_model(trained: Path) -> None:
+    for changes in ({}, {"model_args": {**ARGS, "max_length": 64}}):
+        wanted = sweep_settings(trained, Path("nowhere"), **changes)
+        source = RestartedModels("hf", wanted.model_args, base=None)
+        folder = trained / "base"
+        lm = source.open(describe_checkpoint(folder, 0))
+        own = count_probes(wanted.probes, codec_of(lm), wanted, None, lm)
+        alone = count_probes(
+            wanted.probes, codec_of_folder(folder, wanted), wanted, None
+        )
+        assert alone.encoded == own.encoded
+    assert any(probe.excluded for probe in own.encoded)
+
+
+def test_packing_computes_fewer_tokens_than_sending_every_response_alone(
+    trained: Path,
+) -> None:
+    wanted = sweep_settings(trained, Path("nowhere"))
+    codec = codec_of_folder(trained / "base", wanted)
+    encoded = count_probes(wanted.probes, codec, wanted, None).encoded
+    counts = {
+        layout: work_of(encoded, layout)
+        for layout in ("packed", "shared", "cached", "whole")
+    }
+    requests = list(score_requests(encoded, None, {}))
+    whole = sum(len(request.ids) for request in requests)
+    assert counts["whole"].computed == counts["whole"].separate == whole
+    # every prompt once, and all but the last token of each response
+    once = counts["packed"].prompt + counts["packed"].asked - len(requests)
+    assert counts["shared"].computed == once
+    # a prompt is there again where a pack is full
+    assert once <= counts["packed"].computed < 1.02 * once
+    assert once < counts["cached"].computed < whole
+    assert len({work.asked for work in counts.values()}) == 1
+
+
+# ------------------------------------------------------------------------- operations
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama_tied", "gpt2", "qwen2"])
+def test_operations_are_those_that_torch_counts(
+    tmp_path: Path, architecture: str
+) -> None:
+    from ldeval.scoring import hf
+
+    folder = save_tiny(tmp_path / "model", architecture=architecture)
+    some = read_probes(bundled_probes()).limited(1, 1)
+    wanted = sweep_settings(tmp_path, tmp_path, base=str(folder), probes=some)
+    codec = codec_of_folder(folder, wanted)
+    encoded = count_probes(wanted.probes, codec, wanted, None).encoded
+    requests = list(score_requests(encoded, None, {}))
+    source = RestartedModels("hf", ARGS, base=None)
+    lm = source.open(describe_checkpoint(folder, 0))
+    # kernels of fused attention are not in torch's count
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        found = dict(hf.score(lm, requests, top_k=20, layout="packed"))
+    assert len(found) == len(requests)
+    flops = flops_of(shape_of_checkpoint(folder), work_of(encoded, "packed"))
+    assert flops.total == pytest.approx(counter.get_total_flops(), rel=0.002)
+    assert min(flops.matrices, flops.attention, flops.output) > 0.02 * flops.total
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "llama_tied", "gpt2", "qwen2", "gpt_neox", "gemma2"]
+)
+def test_a_configuration_has_the_shape_of_its_tensors(
+    tmp_path: Path, architecture: str
+) -> None:
+    folder = save_tiny(tmp_path / "model", architecture=architecture)
+    tensors = shape_of_checkpoint(folder)
+    config = shape_of_config(folder / "config.json")
+    assert config.matrix_parameters == tensors.matrix_parameters
+    # biases, norms and learned positions are not in the formula
+    assert config.parameters == pytest.approx(tensors.parameters, rel=0.25)
+    assert config.parameters <= tensors.parameters
+    for name in ("layers", "hidden", "heads_width", "vocabulary", "stored_bytes"):
+        assert getattr(config, name) == getattr(tensors, name)
+
+
+def test_llama_3_70b_has_its_parameters_by_its_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA_70B))
+    shape = shape_of_config(path)
+    assert shape.parameters == pytest.approx(70_553_706_496, rel=1e-4)
+    made_up = shape_of_size(70_553_706_496, 128_256)
+    assert made_up.layers == shape.layers
+    assert made_up.hidden == pytest.approx(shape.hidden, rel=0.01)
+    assert made_up.matrix_parameters == pytest.approx(shape.matrix_parameters, rel=0.01)
+
+
+LLAMA_70B = {
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+def test_experts_are_not_computed_from_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**LLAMA_70B, "num_local_experts": 8}))
+    with pytest.raises(CheckpointError, match="mixture of experts"):
+        shape_of_config(path)
+    path.write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match="no hidden_size"):
+        shape_of_config(path)
+
+
+def test_of_experts_those_are_counted_that_a_token_goes_through(
+    tmp_path: Path,
+) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path)
+    shape = shape_of_checkpoint(tmp_path)
+    attention = 32 * 32 * 2 + 32 * 16 * 2
+    router, expert = 32 * 4, 3 * 32 * 64
+    assert shape.matrix_parameters == 2 * (attention + router + expert)
+    assert shape.parameters > 2 * 4 * expert
+
+
+# ------------------------------------------------------------------------- arithmetic
+
+
+def planned(left: int, factor: float = 1.0, **changes: Any) -> SweepPlan:
+    return build_plan(
+        "run",
+        LARGE,
+        WORK.scaled(factor),
+        Checkpoints(left, 0, LARGE.parameters * 2),
+        RATES,
+        replace(HERE, **changes),
+        measured_probes=96,
+    )
+
+
+def flat(plan: SweepPlan) -> dict[str, float]:
+    parts = {part.name: part.seconds for part in plan.parts}
+    return {**parts, **dataclasses.asdict(plan.bytes)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 1000), st.integers(2, 50))
+def test_a_plan_is_linear_in_checkpoints(left: int, times: int) -> None:
+    one, many_ = flat(planned(left)), flat(planned(left * times))
+    for name in ("encoding", "loading", "scoring", "writing", "joining"):
+        assert many_[name] == pytest.approx(times * one[name])
+    for name in ("read", "stored"):
+        assert many_[name] == pytest.approx(times * one[name])
+    for name in ("weights", "activations", "held", "temporary"):
+        assert many_[name] == one[name]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1, 1e6), st.floats(1, 1e3))
+def test_a_plan_is_linear_in_probes(factor: float, times: float) -> None:
+    one, many_ = planned(10, factor), planned(10, factor * times)
+    assert many_.flops.total == pytest.approx(times * one.flops.total)
+    first, second = flat(one), flat(many_)
+    for name in ("encoding", "scoring", "writing", "stored", "held"):
+        assert second[name] == pytest.approx(times * first[name])
+    assert second["loading"] == first["loading"]
+
+
+def test_nothing_left_takes_nothing() -> None:
+    plan = build_plan(
+        "run",
+        LARGE,
+        WORK,
+        Checkpoints(0, 100, LARGE.parameters * 2),
+        RATES,
+        HERE,
+        measured_probes=96,
+    )
+    assert plan.sweep_seconds == plan.device_hours == plan.bytes.stored == 0
+    assert bottleneck_sentence(plan) == "Nothing is left to score."
+
+
+def test_the_largest_plan_is_finite_and_names_its_bottleneck() -> None:
+    plan = planned(100, 1e6 / 96)
+    assert all(math.isfinite(value) for value in flat(plan).values())
+    assert (plan.devices_per_engine, plan.engines) == (2, 32)
+    assert plan.bytes.weights == 140e9
+    # 2 operations a parameter and token, and a little for attention and logits
+    least = 2 * plan.model.matrix_parameters * plan.work.computed
+    assert least < plan.flops.total < 1.05 * least
+    assert plan.bottleneck is not None
+    assert plan.bottleneck.seconds == max(part.seconds for part in plan.parts)
+    assert "null" not in plan_json(plan).replace('"calibrated_on": null', "")
+
+
+def test_work_is_shared_between_engines_and_loading_is_not() -> None:
+    alone, together = planned(10, workers=2), planned(10, workers=64)
+    first, second = flat(alone), flat(together)
+    assert (alone.engines, together.engines) == (1, 32)
+    assert second["scoring"] == pytest.approx(first["scoring"] / 32)
+    assert second["loading"] == first["loading"]
+    assert second["read"] == 32 * first["read"]
+    assert first["joining"] == 0
+    assert second["joining"] > 0
+
+
+def test_what_does_not_fit_is_named_with_what_it_needs() -> None:
+    plan = planned(10, workers=1, main_memory=2.0**20, disk=2.0**20)
+    lacks = [item.what for item in plan.shortfalls]
+    assert lacks == ["device", "main memory", "comparing", "disk"]
+    said = bottleneck_sentence(plan)
+    assert "at least 2 devices of 80 GiB an engine" in said
+    assert planned(10).shortfalls == ()
+    unknown = planned(10, device_memory=math.nan, workers=1)
+    assert unknown.devices_per_engine == 1
+
+
+# ----------------------------------------------------------------- plans of real runs
+
+
+def test_a_plan_measures_the_model_at_hand_and_stores_nothing(
+    trained: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    plan = plan_sweep([trained / "run"], sweep_settings(trained, store))
+    assert not store.exists()
+    assert (plan.checkpoints, plan.finished) == (3, 0)
+    rates = dataclasses.asdict(plan.rates)
+    assert {rate["source"] for rate in rates.values()} == {"measured"}
+    assert all(rate["value"] > 0 for n, rate in rates.items() if "start" not in n)
+    assert plan.work.layout == "packed"
+    weights = trained / "base" / "model.safetensors"
+    assert plan.bytes.read == 3 * weights.stat().st_size
+    assert plan.calibrated_on == plan.model
+
+
+def test_finished_steps_are_done_and_lend_their_rates(
+    trained: Path, scored: Path
+) -> None:
+    plan = plan_sweep([trained / "run"], sweep_settings(trained, scored))
+    assert (plan.checkpoints, plan.finished) == (0, 3)
+    assert plan.sweep_seconds == 0
+    assert plan.rates.scoring.source == plan.rates.stored.source == "stored"
+    tables = [read_table(step.folder) for step in list_runs(scored)["run"]][1:]
+    stored = sum(e["bytes"] for t in tables for e in t.manifest.files.values())
+    rows = sum(table.manifest.n_tokens for table in tables)
+    assert plan.rates.stored.value == stored / rows
+    seconds = sum(table.manifest.seconds for table in tables)
+    assert plan.rates.scoring.value == pytest.approx(2 * plan.flops.total / seconds)
+
+
+def test_other_scores_under_the_name_are_refused(trained: Path, scored: Path) -> None:
+    others = read_probes(bundled_probes()).limited(2, 2)
+    with pytest.raises(MismatchError, match="probe_set_hash"):
+        plan_sweep([trained / "run"], sweep_settings(trained, scored, probes=others))
+    with pytest.raises(MismatchError, match="apply_chat_template"):
+        plan_sweep(
+            [trained / "run"],
+            sweep_settings(trained, scored, apply_chat_template=False),
+        )
+
+
+def test_a_hypothetical_sweep_takes_rates_of_a_stored_one(
+    trained: Path, scored: Path, tmp_path: Path
+) -> None:
+    asked = Hypothetical(
+        parameters=70e9, probes=1e6, checkpoints=100, rates_from=scored / "run"
+    )
+    wanted = sweep_settings(trained, tmp_path)
+    plan = plan_sweep([tmp_path / "not there"], wanted, asked)
+    assert (plan.checkpoints, plan.finished, plan.work.probes) == (100, 0, 1e6)
+    assert plan.measured_probes == 5
+    assert plan.model.parameters == 70e9
+    assert plan.calibrated_on is not None
+    assert plan.calibrated_on.parameters < 1e6
+    text = print_plan(plan)
+    assert "extrapolated from 5 probes" in text
+    assert "rather overestimated" in text
+
+
+def test_what_a_plan_needs_is_named(trained: Path, tmp_path: Path) -> None:
+    wanted = sweep_settings(trained, tmp_path)
+    with pytest.raises(StoreError, match="no finished step"):
+        plan_sweep(
+            [trained / "run"], wanted, Hypothetical(rates_from=tmp_path / "none")
+        )
+    with pytest.raises(CheckpointError, match="no model at hand"):
+        plan_sweep(
+            [tmp_path / "none"],
+            replace(wanted, base=None),
+            Hypothetical(checkpoints=3, flops=1e12),
+        )
+    with pytest.raises(CheckpointError, match="no such folder"):
+        plan_sweep([tmp_path / "none"], wanted, Hypothetical(flops=1e12))
+    with pytest.raises(MismatchError, match="Give one"):
+        plan_sweep(
+            [trained / "run"],
+            wanted,
+            Hypothetical(parameters=1e9, config=tmp_path / "config.json"),
+        )
+
+
+# ------------------------------------------------------------------------ the command
+
+
+def test_the_command_prints_the_plan_and_writes_it_unrounded(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "plan.json"
+    command = ["sweep", str(tmp_path / "none"), "--base", str(trained / "base")]
+    command += ["--store", str(tmp_path / "store"), "--plan"]
+    command += ["--plan-parameters", "70B", "--plan-probes", "1M"]
+    command += ["--plan-checkpoints", "100", "--plan-flops", "400T"]
+    command += ["--plan-workers", "64", "--plan-memory", "80G"]
+    assert main([*command, "--plan-json", str(target)]) == 0
+    text = capsys.readouterr().out
+    assert "100 checkpoints to score, 0 finished" in text
+    assert "given, not measured" in text
+    assert "The bottleneck is" in text
+    record = json.loads(target.read_text("utf-8"))
+    assert record["rates"]["scoring"] == {
+        "value": 4e14,
+        "source": "given",
+        "where": "",
+    }
+    seconds = sum(p["seconds"] for p in record["parts"] if not p["after_sweep"])
+    assert record["sweep_seconds"] == pytest.approx(seconds)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--plan-probes", "1M"], ["--plan-workers", "4"], ["--plan-flops", "1T"]],
+)
+def test_options_of_a_plan_do_nothing_without_one(
+    trained: Path,
+    tmp_path: Path,
+    options: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["sweep", str(trained / "run"), "--store", str(tmp_path / "store")]
+    assert main([*command, *options]) == 2
+    assert "without --plan" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--plan-parameters", "many"),
+        ("--plan-parameters", "0B"),
+        ("--plan-parameters", "nan"),
+        ("--plan-checkpoints", "1.5"),
+        ("--plan-memory", "80 apples"),
+        ("--plan-workers", "0"),
+    ],
+)
+def test_a_size_that_is_none_is_refused(
+    tmp_path: Path, option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", str(tmp_path), "--store", "store", option, text])
+    assert repr(text) in capsys.readouterr().err
+
+
+def test_sizes_read_as_they_are_written() -> None:
+    assert (many(96), many(111_193), many(70e9)) == ("96", "111,193", "70 B")
+    assert amount(9.06e21, "FLOP") == "9.06 ZFLOP"
+    assert (size(2**30), size(140e9), size(12)) == ("1 GiB", "130 GiB", "12 B")
+    assert (duration(0), duration(119), duration(7200)) == ("0 s", "119 s", "2 h")
+    assert (duration(3 * 86400), duration(86400 * 5000)) == ("3 days", "13.7 years")
+    assert {amount(math.nan, "B"), size(math.nan), duration(math.inf)} == {"–"}
