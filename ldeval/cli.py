@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
 from ldeval.commands import store_place
+from ldeval.commands.distributed import add_ray_options, sweep_with_ray
 from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.output import (
     CleanParser,
@@ -151,6 +152,7 @@ def _sweep_command(commands: Any) -> None:
     command.add_argument(
         "--watch", action="store_true", help="score checkpoints as they appear"
     )
+    add_ray_options(command)
     command.add_argument(
         "--idle",
         type=float,
@@ -194,6 +196,11 @@ def _sweep(options: argparse.Namespace) -> int:
     )
     if plan_asked(options):
         return print_sweep_plan([options.run_dir, *options.then], settings, options)
+    if options.watch and options.ray is not None:
+        raise MismatchError(
+            "--watch scores checkpoints as they come, and --ray a run that is there. "
+            "Leave one out."
+        )
     if options.watch and options.then:
         raise MismatchError(
             "--watch follows one run, and --then names another. Watch each by itself."
@@ -201,6 +208,8 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.watch:
         idle = None if options.idle is None else 60 * options.idle
         results = {settings.run: watch(options.run_dir, settings, idle=idle)}
+    elif options.ray is not None:
+        results = sweep_with_ray([options.run_dir, *options.then], settings, options)
     else:
         results = sweep_stages([options.run_dir, *options.then], settings)
     for name, result in results.items():

@@ -44,7 +44,7 @@ def write_decodes(run: Path, decodes: GreedyDecodes) -> Path:
     Raises:
         StoreError: when the disk is full or cannot be written.
     """
-    path = _place(run, decodes.step)
+    path = decodes_place(run, decodes.step)
     about = {
         "version": DECODES_VERSION,
         **{name: getattr(decodes, name) for name in _ABOUT},
@@ -85,7 +85,7 @@ def kept_decodes(
         MismatchError: when other decodes lie there.
         StoreError: when they are damaged.
     """
-    path = _place(run, step)
+    path = decodes_place(run, step)
     if not path.is_file():
         return None
     found = read_decodes(path)
@@ -164,5 +164,6 @@ def _decode(row: Mapping[str, Any]) -> GreedyDecode:
     )
 
 
-def _place(run: Path, step: int) -> Path:
+def decodes_place(run: Path, step: int) -> Path:
+    """Where the decodes of a step are kept."""
     return run / FOLDER / f"step_{step:06d}.parquet"

@@ -24,10 +24,24 @@ Messages name what came, what is valid and what to do next.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class LdevalError(Exception):
     """Root of every error that ldeval raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes whatever their constructors take."""
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
+
+def _restored(
+    kind: type[LdevalError], arguments: tuple[Any, ...], state: dict[str, Any]
+) -> LdevalError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(state)
+    return error
 
 
 class ProbeError(LdevalError, ValueError):

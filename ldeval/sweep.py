@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ class SweepSettings:
     greedy: int = 0
     """Tokens that each checkpoint takes by itself after every prompt, at most; 0: no
     greedy decodes are kept."""
+    noise: bool = True
+    """Measure the noise floor; a shard leaves that to the whole sweep."""
     objectives: tuple[str, ...] = ()
     """What each stage was trained with (``sft``, ``dpo`` …), where it is declared; it
     decides whether a stage can have pushed responses down on purpose."""
@@ -159,49 +162,48 @@ def sweep_stages(
         CheckpointError, StoreError, MismatchError: as :func:`sweep`.
     """
     results: dict[str, SweepResult] = {}
-    origin = settings.initial_model or settings.base
     source = model_source(
         settings.model,
         settings.model_args,
         base=settings.base,
-        checkpoints=[found for run in runs for found in find_checkpoints(run)],
+        checkpoints=all_checkpoints(runs),
         serve=settings.serve,
     )
     try:
-        for number, run in enumerate(runs):
-            if number:
-                last = find_checkpoints(runs[number - 1])[-1].path
-                name = Path(run).resolve().name
-                settings = replace(
-                    settings,
-                    run=name,
-                    base=last,
-                    initial_model=origin,
-                    objectives=settings.objectives[1:],
-                )
-            jobs = _jobs(run, settings.base)
-            target = run_folder(settings.store, settings.run)
-            with (
-                writing(target) as still_held,
-                Sweep(settings, run, source) as work,
-            ):
-                for place, checkpoint in enumerate(jobs, 1):
-                    log.info(
-                        "%s: checkpoint %d of %d: %s",
-                        settings.run,
-                        place,
-                        len(jobs),
-                        checkpoint.path,
-                    )
-                    still_held()
-                    work.take(checkpoint)
-                results[settings.run] = work.result()
+        for run, stage in stages(runs, settings):
+            target = run_folder(stage.store, stage.run)
+            with writing(target) as still_held, Sweep(stage, run, source) as work:
+                results[stage.run] = work.take_all(jobs(run, stage.base), still_held)
     finally:
         source.close()
     return results
 
 
-def _jobs(run: str | Path, base: str | None) -> list[Checkpoint]:
+def stages(
+    runs: Sequence[str | Path], settings: SweepSettings
+) -> Iterator[tuple[str | Path, SweepSettings]]:
+    """Each run and what is the same for its checkpoints: a later one starts from the
+    last checkpoint of the one before."""
+    origin = settings.initial_model or settings.base
+    yield runs[0], settings
+    for before, run in pairwise(runs):
+        settings = replace(
+            settings,
+            run=Path(run).resolve().name,
+            base=find_checkpoints(before)[-1].path,
+            initial_model=origin,
+            objectives=settings.objectives[1:],
+        )
+        yield run, settings
+
+
+def all_checkpoints(runs: Sequence[str | Path]) -> list[Checkpoint]:
+    """Every ``checkpoint-N`` of some runs."""
+    return [found for run in runs for found in find_checkpoints(run)]
+
+
+def jobs(run: str | Path, base: str | None) -> list[Checkpoint]:
+    """What a sweep scores, in order: the base as step 0, then every checkpoint."""
     first = [] if base is None else [describe_checkpoint(base, 0)]
     return first + find_checkpoints(run)
 
@@ -264,6 +266,26 @@ class Sweep:
         """What was done so far."""
         return SweepResult(tuple(self._scored), tuple(self._kept), tuple(self._broken))
 
+    def take_all(
+        self, checkpoints: Sequence[Checkpoint], still_held: Callable[[], None]
+    ) -> SweepResult:
+        """Take checkpoints in order, as long as the run may be written.
+
+        Args:
+            still_held: raises once another process writes the run.
+        """
+        for place, checkpoint in enumerate(checkpoints, 1):
+            log.info(
+                "%s: checkpoint %d of %d: %s",
+                self._settings.run,
+                place,
+                len(checkpoints),
+                checkpoint.path,
+            )
+            still_held()
+            self.take(checkpoint)
+        return self.result()
+
     def take(self, checkpoint: Checkpoint) -> None:
         """Score one checkpoint, keep a finished one, or list a broken one.
 
@@ -294,33 +316,41 @@ class Sweep:
         folder = step_folder(settings.store, settings.run, checkpoint.step)
         if is_finished(folder, question):
             self._kept.append(checkpoint.step)
-            self._count_floor(read_manifest(folder))
-            if self._reference_step is None:
-                self._refer_to(read_table(folder))
-            self._decode(checkpoint, digest)
-            return
-        table = None
+        else:
+            if not self._reused(folder, question, checkpoint):
+                self._compute(folder, checkpoint, digest)
+            self._scored.append(checkpoint.step)
+            if len(self._scored) == 1:
+                lenders = [checkpoint.folder, settings.base or checkpoint.folder]
+                keep_texts(folder.parent, settings.probes, lenders)
+        self._count_floor(read_manifest(folder))
         if self._reference_step is None:
-            # a first step: its own top tokens become the reference
-            table = from_another_run(
-                settings.store, settings.run, question, checkpoint, self._objective
-            )
+            self._refer_to(folder)
+        self._decode(checkpoint, digest)
+
+    def _reused(self, folder: Path, question: Question, checkpoint: Checkpoint) -> bool:
+        """Whether a first step's scores could be taken from another run; its own top
+        tokens become the reference."""
+        if self._reference_step is not None:
+            return False
+        settings = self._settings
+        table = from_another_run(
+            settings.store, settings.run, question, checkpoint, self._objective
+        )
         if table is None:
-            table = self._scored_table(checkpoint, digest)
+            return False
+        write_table(folder, as_reference(table))
+        return True
+
+    def _compute(self, folder: Path, checkpoint: Checkpoint, digest: str) -> None:
+        """Score a checkpoint and store the table."""
+        table = self._scored_table(checkpoint, digest)
         self._alike.check_alike(table.manifest)
         if self._reference_step is None:
             table = as_reference(table)
         else:
             table = attach_reference(table, self._reference, self._reference_step)
         write_table(folder, table)
-        if not self._scored:
-            lenders = [checkpoint.folder, settings.base or checkpoint.folder]
-            keep_texts(folder.parent, settings.probes, lenders)
-        self._count_floor(table.manifest)
-        self._scored.append(checkpoint.step)
-        if self._reference_step is None:
-            self._refer_to(table)
-        self._decode(checkpoint, digest)
 
     def _scored_table(self, checkpoint: Checkpoint, digest: str) -> ScoreTable:
         settings = self._settings
@@ -395,7 +425,7 @@ class Sweep:
     ) -> NoiseFloor | None:
         """Measured once a run for each backend and dtype."""
         backend = scored.backend
-        if (backend.name, backend.dtype) in self._floors:
+        if not self._settings.noise or (backend.name, backend.dtype) in self._floors:
             return None
         floor = measure_noise(
             lm,
@@ -448,7 +478,9 @@ class Sweep:
         if floor is not None:
             self._floors.add((floor.backend, floor.dtype))
 
-    def _refer_to(self, table: ScoreTable) -> None:
+    def _refer_to(self, folder: Path) -> None:
+        """Follow the mass of later checkpoints in the top tokens of this one."""
+        table = read_table(folder)
         self._reference = reference_ids(table)
         self._reference_step = table.manifest.step
         self._alike.remember(table.manifest)

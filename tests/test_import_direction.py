@@ -23,7 +23,7 @@ LEVELS = {
     "checkpoints": 2,
     "store": 2,
     "decodes": 2,
-    "imported": 2,
+    "imported": 3,
     "doctor": 2,
     "lease": 2,
     "texts": 3,
@@ -36,10 +36,13 @@ LEVELS = {
     "sweep": 5,
     "integrations": 5,
     "report": 5,
+    "shards": 4,
+    "ray_pool": 6,
+    "ray_sweep": 7,
     "watch": 6,
-    "ldeval": 7,
-    "commands": 8,
-    "cli": 9,
+    "ldeval": 8,
+    "commands": 9,
+    "cli": 10,
 }
 """Leftmost lowest; rooms of one level do not import each other."""
 

@@ -50,9 +50,26 @@ def measure_noise(
 ) -> NoiseFloor | None:
     """Score a sample of probes again, and compare.
 
+    As :func:`measure_sample` of :func:`noise_sample`.
+    """
+    sample = noise_sample(probes)
+    return measure_sample(lm, sample, scored, checkpoint, options, base=base)
+
+
+def measure_sample(
+    lm: Any,
+    sample: Sequence[Probe],
+    scored: Scored,
+    checkpoint: Checkpoint | None,
+    options: Mapping[str, Any],
+    *,
+    base: str | None = None,
+) -> NoiseFloor | None:
+    """Score some probes again, and compare.
+
     Args:
         lm: the model that gave ``scored``.
-        scored: all scores of the checkpoint.
+        scored: the scores of the checkpoint, those of the sample among them.
         checkpoint: its files, for low precision; None where it was not saved.
         options: of :func:`score_probes`, as they were.
         base: of an adapter that does not name its own.
@@ -60,7 +77,6 @@ def measure_noise(
     Returns:
         None where no response of the sample was scored.
     """
-    sample = _sample(probes)
     again = score_probes(
         lm, sample[::-1], tokens=SMALL_BATCH, progress=False, **options
     ).scores
@@ -85,7 +101,7 @@ def measure_noise(
     )
 
 
-def _sample(probes: Sequence[Probe]) -> list[Probe]:
+def noise_sample(probes: Sequence[Probe]) -> list[Probe]:
     """Probes from all over the set."""
     count = min(len(probes), max(2, min(PROBES, len(probes) // SHARE)))
     places = np.linspace(0, len(probes) - 1, count).round().astype(int)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -101,8 +101,13 @@ def build_table(
 def _joined_hash(contexts: Mapping[str, str]) -> str | None:
     if not contexts:
         return None
-    text = "\n".join(f"{name} {value}" for name, value in sorted(contexts.items()))
-    return text_hash(text)
+    parts = (text_hash(f"{name} {value}") for name, value in contexts.items())
+    return joined_hash(parts)
+
+
+def joined_hash(hashes: Iterable[str]) -> str:
+    """One hash of several, which does not depend on how they are parted: their sum."""
+    return f"{sum(int(item, 16) for item in hashes) % (1 << 64):016x}"
 
 
 def _tokens(score: ResponseScore) -> TokenScores:

@@ -1,0 +1,75 @@
+"""The options of a sweep over Ray, and the call."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldeval.errors import UnsupportedBackendError
+
+if TYPE_CHECKING:
+    from ldeval.sweep import SweepResult, SweepSettings
+
+
+def add_ray_options(command: argparse.ArgumentParser) -> None:
+    """Add ``--ray`` and what goes with it."""
+    group = command.add_argument_group("over Ray")
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="score shards of the probes on a Ray cluster: host:port, auto, or without "
+        "an address RAY_ADDRESS, else the cores of this machine",
+    )
+    group.add_argument(
+        "--ray-workers", type=int, metavar="N", help="default: all that have room"
+    )
+    group.add_argument(
+        "--ray-shards", type=int, metavar="N", help="default: one a worker"
+    )
+    group.add_argument(
+        "--ray-cpus", type=float, default=1.0, metavar="N", help="for each worker"
+    )
+    group.add_argument(
+        "--ray-gpus",
+        type=float,
+        metavar="N",
+        help="for each worker (default: 1 where the cluster has any)",
+    )
+    group.add_argument(
+        "--ray-retries",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often a shard is given out again after its worker was lost",
+    )
+
+
+def sweep_with_ray(
+    runs: Sequence[Path], settings: SweepSettings, options: argparse.Namespace
+) -> dict[str, SweepResult]:
+    """Sweep as the options of :func:`add_ray_options` say.
+
+    Raises:
+        UnsupportedBackendError: with ``--serve``, whose server is this machine's.
+    """
+    from ldeval.ray_pool import Cluster
+    from ldeval.ray_sweep import sweep_on_ray
+
+    if options.serve:
+        raise UnsupportedBackendError(
+            "--serve starts a server on this machine, and --ray spreads a sweep over "
+            "many. Leave one out: with --ray, --model vllm starts an engine a worker."
+        )
+    cluster = Cluster(
+        address=options.ray or None,
+        workers=options.ray_workers,
+        shards=options.ray_shards,
+        cpus=options.ray_cpus,
+        gpus=options.ray_gpus,
+        retries=options.ray_retries,
+    )
+    return sweep_on_ray(runs, settings, cluster)

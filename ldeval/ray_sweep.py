@@ -1,0 +1,255 @@
+"""Sweep over Ray: a run's checkpoints, each by all shards of its probes at once.
+
+A :class:`ShardedSweep` is a sweep whose steps are scored elsewhere: what is finished,
+broken, or stored under another run is told as in a local one. All shards score the
+first checkpoint first, since it is the reference of all others; then each goes through
+the rest at its own pace, and a step is joined when every shard has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ldeval.decodes import decodes_place
+from ldeval.errors import CheckpointError
+from ldeval.files import remove_tree
+from ldeval.lease import writing
+from ldeval.ray_pool import (
+    Cluster,
+    Pool,
+    Task,
+    connected,
+    folder_of,
+    worker_class,
+)
+from ldeval.records import Checkpoint, NoiseFloor
+from ldeval.scoring.noise import noise_sample
+from ldeval.shards import (
+    FOLDER,
+    Shard,
+    begun_with,
+    cut,
+    join_decodes,
+    join_step,
+    sample_scores,
+    seed_step,
+    step_tables,
+)
+from ldeval.store import MANIFEST, read_manifest, run_folder, step_folder
+from ldeval.sweep import (
+    Sweep,
+    SweepResult,
+    SweepSettings,
+    all_checkpoints,
+    jobs,
+    stages,
+)
+
+log = logging.getLogger(__name__)
+
+
+def sweep_on_ray(
+    runs: Sequence[str | Path], settings: SweepSettings, cluster: Cluster
+) -> dict[str, SweepResult]:
+    """As :func:`ldeval.sweep.sweep_stages`, on a Ray cluster.
+
+    Checkpoints and the store must have the same names on every machine of it.
+
+    Raises:
+        MissingExtraError: ray is not installed.
+        ScoringError: no cluster, no room in it, or workers that are lost again and
+            again; finished work is kept.
+        CheckpointError, StoreError, MismatchError: as a local sweep.
+    """
+    checkpoints = [_everywhere(found) for found in all_checkpoints(runs)]
+    results = {}
+    with connected(cluster) as found, _pool(found, settings, checkpoints) as pool:
+        for run, stage in stages(runs, settings):
+            stage = replace(stage, base=_path(stage.base))
+            target = run_folder(stage.store, stage.run)
+            todo = [_everywhere(item) for item in jobs(run, stage.base)]
+            with (
+                writing(target) as still_held,
+                ShardedSweep(stage, run, pool, found, todo) as work,
+            ):
+                results[stage.run] = work.take_all(todo, still_held)
+    return results
+
+
+@contextlib.contextmanager
+def _pool(
+    cluster: Cluster, settings: SweepSettings, checkpoints: Sequence[Checkpoint]
+) -> Iterator[Pool]:
+    actor = worker_class(cluster)
+    arguments = (settings.model, dict(settings.model_args), _path(settings.base))
+
+    def start() -> Any:
+        return actor.remote(*arguments, checkpoints)
+
+    pool = Pool(cluster, start, cluster.workers or 1, settings.progress)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _path(folder: str | None) -> str | None:
+    return None if folder is None else folder_of(folder)
+
+
+def _everywhere(checkpoint: Checkpoint) -> Checkpoint:
+    return replace(checkpoint, path=folder_of(checkpoint.path))
+
+
+class ShardedSweep(Sweep):
+    """A sweep that opens no model: shards of its probes are scored by a pool."""
+
+    def __init__(
+        self,
+        settings: SweepSettings,
+        run: str | Path,
+        pool: Pool,
+        cluster: Cluster,
+        todo: Sequence[Checkpoint],
+    ) -> None:
+        super().__init__(settings, run, _NoModels())
+        self._pool, self._todo = pool, todo
+        self._target = run_folder(settings.store, settings.run)
+        count = begun_with(self._target) or cluster.shards or cluster.workers or 1
+        self._shards = cut(settings.probes, count)
+        self._first: Checkpoint | None = None
+        pool.begin(
+            {shard.number: self._of(shard) for shard in self._shards}, folder_of(run)
+        )
+
+    def _of(self, shard: Shard) -> SweepSettings:
+        return replace(
+            self._settings,
+            probes=shard.probes,
+            store=self._target / FOLDER,
+            run=shard.name,
+            base=_path(self._settings.base),
+            initial_model=_path(self._settings.initial_model),
+            progress=False,
+            noise=False,
+        )
+
+    def __exit__(self, *details: Any) -> None:
+        super().__exit__(*details)
+        if details[0] is None:
+            remove_tree(self._target / FOLDER)
+
+    def _compute(self, folder: Path, checkpoint: Checkpoint, digest: str) -> None:
+        """Wait until all shards have the checkpoint, and join them."""
+        first = self._first is None
+        if first:
+            self._pool.submit(
+                [self._task(s, checkpoint, checkpoint) for s in self._shards]
+            )
+        step = checkpoint.step
+        outcomes = self._pool.outcomes(step, self._shards)
+        broken = [outcome.broken for outcome in outcomes if outcome.broken is not None]
+        if broken:
+            if first:
+                # no shard may keep a reference that the others do not have
+                self._pool.forget()
+                for shard in self._shards:
+                    remove_tree(step_folder(self._target / FOLDER, shard.name, step))
+            raise CheckpointError(broken[0])
+        self._alike.check_alike(
+            replace(
+                step_tables(self._target, self._shards, step)[0].manifest,
+                checkpoint=checkpoint.path,
+            )
+        )
+        join_step(
+            self._target,
+            self._shards,
+            step,
+            self._settings.probes,
+            checkpoint=checkpoint.path,
+            floor=self._measured(checkpoint),
+        )
+
+    def _measured(self, checkpoint: Checkpoint) -> NoiseFloor | None:
+        """The noise floor, by one worker for all, once a backend and dtype."""
+        tables = step_tables(self._target, self._shards, checkpoint.step)
+        found = tables[0].manifest
+        if (found.backend, found.dtype) in self._floors:
+            return None
+        sample = noise_sample(self._settings.probes.probes)
+        floor: NoiseFloor | None = self._pool.ask(
+            "noise",
+            checkpoint,
+            sample,
+            sample_scores(tables, sample),
+            self._options,
+            _path(self._settings.base),
+        )
+        return floor
+
+    def _refer_to(self, folder: Path) -> None:
+        """The first step is there: let all shards go through the others."""
+        manifest = read_manifest(folder)
+        self._reference_step = manifest.step
+        self._alike.remember(manifest)
+        first = next(item for item in self._todo if item.step == manifest.step)
+        self._first = first
+        rest = [item for item in self._todo if self._is_left(item)]
+        for item in (first, *rest):
+            if (self._step(item) / MANIFEST).is_file():
+                seed_step(self._target, self._shards, item.step)
+        for shard in self._shards:
+            self._pool.submit([self._task(shard, item, first) for item in rest])
+
+    def _is_left(self, checkpoint: Checkpoint) -> bool:
+        """Whether the shards have to take a checkpoint, for scores or for decodes."""
+        if not (self._step(checkpoint) / MANIFEST).is_file():
+            return self._reference_step is not None and (
+                checkpoint.step > self._reference_step
+            )
+        return self._wants_decodes(checkpoint) and not self._pool.knows(checkpoint.step)
+
+    def _wants_decodes(self, checkpoint: Checkpoint) -> bool:
+        place = decodes_place(self._target, checkpoint.step)
+        return self._settings.greedy > 0 and not place.is_file()
+
+    def _step(self, checkpoint: Checkpoint) -> Path:
+        return step_folder(self._settings.store, self._settings.run, checkpoint.step)
+
+    def _decode(self, checkpoint: Checkpoint, digest: str) -> None:
+        """Join what the shards' sweeps kept of greedy decodes.
+
+        Raises:
+            CheckpointError: a shard's decodes could not be had.
+        """
+        if not self._wants_decodes(checkpoint):
+            return
+        step = checkpoint.step
+        for outcome in self._pool.outcomes(step, self._shards):
+            if outcome.broken is not None:
+                raise CheckpointError(outcome.broken)
+        join_decodes(self._target, self._shards, step, self._settings.probes)
+
+    @staticmethod
+    def _task(shard: Shard, checkpoint: Checkpoint, first: Checkpoint) -> Task:
+        return Task(shard.number, checkpoint, first)
+
+
+class _NoModels:
+    """In place of a model source: nothing is computed in this process."""
+
+    swapped = False
+
+    def open(self, checkpoint: Checkpoint) -> Any:
+        raise AssertionError(f"{checkpoint.path}: is scored by workers")
+
+    restart = open
+
+    def close(self) -> None:
+        """Nothing is open."""
