@@ -59,9 +59,8 @@ def add_plan_options(command: Any) -> None:
     group.add_argument(
         "--plan-workers",
         type=number,
-        default=1,
         metavar="N",
-        help="devices at work (default: 1)",
+        help="devices at work (default: --ray-workers, or 1)",
     )
     group.add_argument(
         "--plan-parameters", type=quantity, metavar="N", help="of a model, e.g. 70B"
@@ -121,8 +120,7 @@ def plan_asked(options: argparse.Namespace) -> bool:
     given = [
         f"--{name.replace('_', '-')}"
         for name in vars(options)
-        if name.startswith("plan_")
-        and getattr(options, name) != (1 if name == "plan_workers" else None)
+        if name.startswith("plan_") and getattr(options, name) is not None
     ]
     if given and not options.plan:
         raise MismatchError(
@@ -144,7 +142,7 @@ def print_sweep_plan(
         config=options.plan_config,
         probes=options.plan_probes,
         checkpoints=options.plan_checkpoints,
-        workers=options.plan_workers,
+        workers=options.plan_workers or options.ray_workers or 1,
         flops=options.plan_flops,
         memory=options.plan_memory,
         rates_from=options.plan_from,

@@ -175,7 +175,8 @@ def _bytes(
         held=some * work.asked * HELD_BYTES,
         comparing=work.asked * REFERENCE_BYTES + number * work.responses * DIGEST_BYTES,
         stored=checkpoints.left * each,
-        temporary=some * each * (2 if engines > 1 else 1),
+        # shards' tables stand in the store until the sweep is over
+        temporary=(checkpoints.left if engines > 1 else some) * each,
     )
 
 

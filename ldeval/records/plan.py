@@ -168,7 +168,8 @@ class PlanBytes:
     stored: float
     """Tables that the sweep adds to the store."""
     temporary: float
-    """Parts of a checkpoint's table that stand beside it while it is joined."""
+    """What stands beside them and goes: a table that is being written; of several
+    engines, all their shards' tables, until the sweep is over."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ class SweepPlan:
 
     @property
     def sweep_seconds(self) -> float:
-        """The sweep's own time by the clock: its parts one after the other."""
+        """The sweep's own time by the clock: its parts one after the other, though
+        several engines score on while tables are joined."""
         return sum(part.seconds for part in self.parts if not part.after_sweep)
 
     @property

@@ -201,8 +201,8 @@ def time_table(plan: SweepPlan) -> Table:
         columns,
         f"{engines} of {each} ({plan.device}), each on its share of the probes under "
         "every checkpoint: each loads all of them, at the same time as the others and "
-        "no slower. Hours at work: of devices for loading and scoring, of "
-        "processes for the rest.",
+        "no slower. Parts are counted one after the other. Hours at work: of devices "
+        "for loading and scoring, of processes for the rest.",
         Footnotes(),
     )
 
@@ -252,7 +252,7 @@ def bytes_table(plan: SweepPlan) -> Table:
             found.stored,
             f"{stored.value:.0f} B a response token, {_source(stored)}",
         ),
-        ("temporary files", found.temporary, ""),
+        ("temporary files", found.temporary, _temporary(plan)),
     ]
     columns = [
         text_column("bytes", [row[0] for row in rows]),
@@ -260,6 +260,12 @@ def bytes_table(plan: SweepPlan) -> Table:
         text_column("", [row[2] for row in rows]),
     ]
     return assemble("Memory and disk", columns, "", Footnotes())
+
+
+def _temporary(plan: SweepPlan) -> str:
+    if plan.engines > 1:
+        return "shards' tables, until the sweep is over"
+    return "a table being written"
 
 
 # -------------------------------------------------------------------------- sentences
