@@ -39,6 +39,7 @@ LEVELS = {
     "shards": 4,
     "ray_pool": 6,
     "ray_sweep": 7,
+    "plan": 6,
     "watch": 6,
     "ldeval": 8,
     "commands": 9,
