@@ -143,6 +143,25 @@ def test_packing_computes_fewer_tokens_than_sending_every_response_alone(
     assert len({work.asked for work in counts.values()}) == 1
 
 
+def test_what_is_counted_is_what_packs_hold(trained: Path) -> None:
+    from ldeval.scoring.packed import ALIKE, packs
+
+    wanted = sweep_settings(trained, Path("nowhere"))
+    codec = codec_of_folder(trained / "base", wanted)
+    encoded = count_probes(wanted.probes, codec, wanted, None).encoded
+    tokens = pairs = 0
+    requests = list(score_requests(encoded, None, {}))
+    for pack in packs(requests, tokens=2048, alike=ALIKE["cpu"]):
+        tokens += pack.ids.numel()
+        for part in pack.segments:
+            prompt = part.stop - part.start
+            pairs += prompt**2
+            masks = [(branch.places, branch.allowed) for branch in part.branches]
+            pairs += sum(len(places) * allowed.numel() for places, allowed in masks)
+    work = work_of(encoded, "packed")
+    assert (work.computed, work.pairs) == (tokens, pairs)
+
+
 # ------------------------------------------------------------------------- operations
 
 
@@ -352,6 +371,44 @@ def test_a_plan_measures_the_model_at_hand_and_stores_nothing(
     weights = trained / "base" / "model.safetensors"
     assert plan.bytes.read == 3 * weights.stat().st_size
     assert plan.calibrated_on == plan.model
+
+
+def test_an_adapter_is_planned_with_its_base(trained: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = trained / "base"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    adapter = tmp_path / "run" / "checkpoint-5"
+    get_peft_model(model, config).save_pretrained(adapter)
+    wanted = sweep_settings(trained, tmp_path / "store")
+    plan = plan_sweep([tmp_path / "run"], wanted, Hypothetical(flops=1e12))
+    weights = (base / "model.safetensors").stat().st_size
+    own = (adapter / "adapter_model.safetensors").stat().st_size
+    assert plan.checkpoints == 2
+    assert plan.bytes.read == pytest.approx(2 * weights + own)
+    assert plan.model.parameters == shape_of_checkpoint(base).parameters
+
+
+def test_stages_are_planned_together(trained: Path, tmp_path: Path) -> None:
+    wanted = sweep_settings(trained, tmp_path / "store")
+    later = tmp_path / "later"
+    later.symlink_to(trained / "run")
+    plan = plan_sweep([trained / "run", later], wanted, Hypothetical(flops=1e12))
+    assert plan.checkpoints == 3 + 2
+
+
+def test_a_broken_checkpoint_is_listed_and_not_counted(
+    trained: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "run" / "checkpoint-7"
+    broken.mkdir(parents=True)
+    (broken / "model.safetensors").write_bytes(b"cut short")
+    wanted = sweep_settings(trained, tmp_path / "store")
+    plan = plan_sweep([tmp_path / "run"], wanted, Hypothetical(flops=1e12))
+    assert plan.checkpoints == 1
+    assert "cut short while being written" in plan.notes[0]
 
 
 def test_finished_steps_are_done_and_lend_their_rates(

@@ -30,6 +30,7 @@ from ldeval.records import (
     ScoreTable,
 )
 from ldeval.scoring.encode import EncodedProbe, TextCodec, tokenizer_codec
+from ldeval.scoring.models import base_of
 from ldeval.scoring.score import (
     ResponseScore,
     Scored,
@@ -153,7 +154,8 @@ def measure(
         weights_hash(checkpoint.folder)
         lm = source.open(checkpoint)
         seconds = time.perf_counter() - started
-        loading = Rate(weight_bytes(checkpoint) / seconds, "measured", checkpoint.path)
+        size = weight_bytes(checkpoint, settings.base)
+        loading = Rate(size / seconds, "measured", checkpoint.path)
         backend = backend_of(lm)
         if backend.codec is None:
             raise UnsupportedBackendError(
@@ -181,11 +183,15 @@ def origin_hash(settings: SweepSettings) -> str | None:
     return weights_hash(folder) if folder is not None and asks else None
 
 
-def weight_bytes(checkpoint: Checkpoint) -> float:
-    """Bytes that loading it reads; of an adapter, its base's too."""
+def weight_bytes(checkpoint: Checkpoint, base: str | None) -> float:
+    """Bytes that loading it reads; of an adapter, its base's too.
+
+    Args:
+        base: of an adapter that does not name its own.
+    """
     folders = [checkpoint.folder]
-    if checkpoint.base is not None and Path(checkpoint.base).is_dir():
-        folders.append(checkpoint.base)
+    if checkpoint.layout == "adapter":
+        folders.append(base_of(checkpoint, base))
     files = [path for folder in folders for path in weight_files(folder)]
     return float(sum(path.stat().st_size for path in files))
 

@@ -33,6 +33,7 @@ from ldeval.plan.shapes import (
 )
 from ldeval.plan.work import work_of
 from ldeval.records import Checkpoint, Manifest, ModelShape, PlanLayout, SweepPlan
+from ldeval.scoring.models import base_of
 from ldeval.store import read_manifest, run_folder, step_folder
 from ldeval.sweep import SweepSettings
 
@@ -107,7 +108,7 @@ def plan_sweep(
         settings.run,
         shape,
         work,
-        _checkpoints(jobs, asked, shape),
+        _checkpoints(jobs, settings, asked, shape),
         found.rates,
         _resources(settings, asked, found.device),
         measured_probes=counted,
@@ -186,15 +187,17 @@ def _answers(
     return [("probe_set_hash", manifest.probe_set_hash, own), *pairs]
 
 
-def _checkpoints(jobs: _Jobs, asked: Hypothetical, shape: ModelShape) -> Checkpoints:
+def _checkpoints(
+    jobs: _Jobs, settings: SweepSettings, asked: Hypothetical, shape: ModelShape
+) -> Checkpoints:
     found = [*jobs.left, *jobs.finished]
     number = len(jobs.left) if asked.checkpoints is None else asked.checkpoints
     made_up = shape.parameters * shape.stored_bytes
     if asked.parameters is not None or asked.config is not None or not found:
         return Checkpoints(number, len(jobs.finished), made_up)
     some = jobs.left or jobs.finished
-    each = sum(weight_bytes(checkpoint) for checkpoint in some) / len(some)
-    return Checkpoints(number, len(jobs.finished), each)
+    sizes = [weight_bytes(checkpoint, settings.base) for checkpoint in some]
+    return Checkpoints(number, len(jobs.finished), sum(sizes) / len(sizes))
 
 
 def _notes(settings: SweepSettings, asked: Hypothetical, jobs: _Jobs) -> list[str]:
@@ -229,8 +232,6 @@ def _full_weights(checkpoint: Checkpoint, settings: SweepSettings) -> str:
     """The folder of a model's own weights; of an adapter, its base's."""
     if checkpoint.layout != "adapter":
         return checkpoint.folder
-    from ldeval.scoring.models import base_of
-
     return str(base_of(checkpoint, settings.base))
 
 

@@ -1,7 +1,7 @@
 """What is asked for and what is computed, in tokens: from encoded probes, exactly.
 
-Probes are encoded as scoring encodes them, and packed by the very code that packs them,
-so that nothing here repeats a rule that stands elsewhere.
+Probes are encoded as scoring encodes them, and shared out by the very code that packs
+them, so that nothing here repeats a rule that stands elsewhere.
 """
 
 from __future__ import annotations
@@ -59,17 +59,18 @@ Counted = tuple[int, int]
 
 def _packed(requests: Sequence[ScoreRequest], device: str, block: int) -> Counted:
     from ldeval.scoring.layouts import TOKENS
-    from ldeval.scoring.packed import ALIKE, packs
+    from ldeval.scoring.packed import ALIKE, like_lengths, packed_together
 
     tokens = pairs = 0
-    for pack in packs(requests, tokens=TOKENS[device], alike=ALIKE[device]):
-        tokens += pack.ids.shape[1]
-        for part in pack.segments:
-            prompt = part.stop - part.start
+    for pack in packed_together(requests, tokens=TOKENS[device]):
+        for group in pack:
+            prompt = requests[group[0]].start
+            spans = [range(requests[index].n_tokens - 1) for index in group]
+            tokens += prompt + sum(map(len, spans))
             pairs += prompt * prompt
-            for branch in part.branches:
-                rows, width = branch.places.shape
-                pairs += rows * width * (prompt + width)
+            for branch in like_lengths(spans, ALIKE[device]):
+                width = len(branch[0])
+                pairs += len(branch) * width * (prompt + width)
     return tokens, pairs
 
 

@@ -153,6 +153,15 @@ def packs(
         tokens: most tokens in a pack; a prompt with a single response may exceed it.
         alike: see :data:`ALIKE`.
     """
+    for groups in packed_together(requests, tokens=tokens):
+        yield _pack(groups, requests, alike)
+
+
+def packed_together(
+    requests: Sequence[ScoreRequest], *, tokens: int
+) -> Iterator[list[list[int]]]:
+    """Which requests share a pack: their indices, by context; as :func:`packs` does
+    it, and nothing made of them."""
     pack: list[list[int]] = []
     used = 0
     for group in grouped(requests):
@@ -162,7 +171,7 @@ def packs(
             request = requests[index]
             context = 0 if opened else request.start
             if used and used + context + request.n_tokens - 1 > tokens:
-                yield _pack(pack, requests, alike)
+                yield pack
                 pack, used, opened = [], 0, False
             if not opened:
                 pack.append([])
@@ -171,7 +180,7 @@ def packs(
             pack[-1].append(index)
             used += request.n_tokens - 1
     if pack:
-        yield _pack(pack, requests, alike)
+        yield pack
 
 
 def _pack(
@@ -210,16 +219,21 @@ def _pack(
 def _branches(
     spans: Sequence[range], filler: int, context: int, alike: float
 ) -> Iterator[Branch]:
-    """Spans of places, longest first, in branches of like length."""
+    for together in like_lengths(spans, alike):
+        yield _branch(together, filler, context)
+
+
+def like_lengths(spans: Sequence[range], alike: float) -> Iterator[list[range]]:
+    """Spans of places, longest first, that share a branch; empty ones left out."""
     together: list[range] = []
     for span in spans:
         if together and len(span) < alike * len(together[0]):
-            yield _branch(together, filler, context)
+            yield together
             together = []
         if len(span):
             together.append(span)
     if together:
-        yield _branch(together, filler, context)
+        yield together
 
 
 def _branch(spans: Sequence[range], filler: int, context: int) -> Branch:
