@@ -43,7 +43,7 @@ _LAYOUTS = {
     "packed": "prompts packed with their responses",
     "shared": "a prompt's cache lent to its responses",
     "whole": "every response with its prompt",
-    "cached": "the engine's prefix cache",
+    "cached": "responses that read the engine's prefix cache",
 }
 _ORIGINS = {
     "tensors": "counted from its tensors",
@@ -343,8 +343,8 @@ def assumption_sentences(plan: SweepPlan) -> list[str]:
             "listed once more: time is rather overestimated."
         )
     found.append(
-        "Not counted: starting an engine, the noise floor (once a run), comparisons "
-        "with plain sequences (one probe in 500)."
+        "Not counted: starting an engine, the noise floor (once a run), checks against "
+        "a plain forward pass (one probe in 500; a few responses after a swap)."
     )
     return [*found, *plan.notes]
 
