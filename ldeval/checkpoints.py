@@ -298,12 +298,45 @@ def _tensor_headers(
     """(name, header entry, file, where its data begin) of each tensor, from the files'
     headers alone."""
     for path in weight_files(folder):
+        header, start = _header(path)
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield name, entry, path, start
+
+
+def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """The header of a safetensors file, and where its data begin.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
         with path.open("rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError(f"a header of {size} bytes in a shorter file")
             header = json.loads(handle.read(size))
         for name, entry in header.items():
             if name != "__metadata__":
-                yield name, entry, path, 8 + size
+                _check_entry(name, entry)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as safetensors ({error}). Was it copied whole? "
+            "Save or copy it again."
+        ) from error
+    return header, 8 + size
+
+
+def _check_entry(name: str, entry: Any) -> None:
+    """A tensor's line in a header: dtype, shape, and where it begins and ends."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"tensor {name!r} is {type(entry).__name__}")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise ValueError(f"tensor {name!r} has no shape and data_offsets")
+    whole = all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, *offsets))
+    if not whole or len(offsets) != 2 or not isinstance(entry.get("dtype"), str):
+        raise ValueError(f"tensor {name!r} has no dtype, shape and data_offsets")
 
 
 def stored_dtype(folder: str | Path) -> str | None:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -25,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from ldeval.errors import MissingExtraError, StoreError
+from ldeval.errors import LdevalError, MissingExtraError, StoreError
 from ldeval.redact import redact_url
 
 log = logging.getLogger(__name__)
@@ -287,6 +289,57 @@ _kept: list[Any] = []
 def file_size(path: Path) -> int:
     """Bytes."""
     return int(path.stat().st_size)
+
+
+@contextlib.contextmanager
+def understood(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what a record of a wrong shape raises into an error that names the file.
+
+    Raises:
+        StoreError: a field is missing, of another type, out of range or nested without
+            end; an error of ours passes.
+    """
+    try:
+        yield
+    except LdevalError:
+        raise
+    except _MALFORMED as error:
+        reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
+        raise StoreError(
+            f"{redact_url(str(path))}: does not hold what it should ({reason}). "
+            f"{remedy}"
+        ) from error
+
+
+_MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def strict_json(text: str) -> Any:
+    """A JSON value without NaN and Infinity, which are none of JSON's.
+
+    Raises:
+        ValueError: it is not JSON, or nested without end.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else cast(float, _no_number(text))
 
 
 # ------------------------------------------------------------------- removing, moving

@@ -22,6 +22,7 @@ from lm_eval.config.task import TaskConfig
 
 from ldeval.bundled import bundled_probes
 from ldeval.errors import ProbeError, StoreError
+from ldeval.files import understood
 from ldeval.probes import ProbeSet, parse_probe, probe_to_record, read_probes
 from ldeval.probes.dataset import dataset_files, is_dataset
 from ldeval.records import KIND_NAMES, TOP_K, Excluded, ScoreTable
@@ -217,6 +218,14 @@ def read_output(folder: str | Path, *, run: str, step: int) -> ScoreTable:
         StoreError: when there are no probe samples in it, or they are damaged.
     """
     files = _latest_samples(Path(folder))
+    remedy = "Was it written by a probe task, and whole? Run lm_eval again."
+    with understood(Path(folder), remedy):
+        return _table_of(files, Path(folder), run=run, step=step)
+
+
+def _table_of(
+    files: Mapping[str, Path], folder: Path, *, run: str, step: int
+) -> ScoreTable:
     docs: dict[str, Mapping[str, Any]] = {}
     records: dict[tuple[str, str], Mapping[str, Any]] = {}
     for kind, path in files.items():

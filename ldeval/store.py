@@ -45,6 +45,8 @@ from ldeval.files import (
     read_text,
     remove,
     remove_tree,
+    strict_json,
+    understood,
     write_whole,
     written,
 )
@@ -56,6 +58,7 @@ from ldeval.records import (
     ScoreTable,
     TokenScores,
 )
+from ldeval.records.checked import check_types
 
 MANIFEST = "manifest.json"
 RESPONSES = "responses.parquet"
@@ -317,13 +320,13 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = place(folder) / MANIFEST
     try:
-        record = json.loads(read_text(path))
+        record = strict_json(read_text(path))
     except FileNotFoundError:
         raise IncompleteError(
             f"{folder}: no {MANIFEST}, so scoring into it never finished. Run the same "
             "'ldeval sweep' again: it goes on from here."
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise StoreError(
             f"{path}: cannot be read ({error}). Delete this step's folder and run the "
             "sweep again."
@@ -371,7 +374,7 @@ class StoredTable:
             responses = pq.read_table(responses_file)
             with pq.ParquetFile(tokens_file) as file:
                 yield from _parts(self.manifest, responses, file, self.columns)
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        except (OSError, pa.ArrowException, LookupError, ValueError) as error:
             raise StoreError(
                 f"{self.folder}: the tables cannot be read ({error}). Delete this "
                 "step's folder and run the sweep again."
@@ -459,6 +462,9 @@ def _table(
 
 
 def _token_scores(table: pa.Table) -> TokenScores:
+    for name in ("token_ids", "logprobs"):
+        if name not in table.column_names:
+            raise ValueError(f"no column {name!r}")
     names = [field.name for field in dataclasses.fields(TokenScores)]
     return TokenScores(**{name: _column(table, name) for name in names})
 
@@ -568,18 +574,17 @@ def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
 
 def _trained_lines(path: Path) -> Iterator[tuple[int, frozenset[str], int | None]]:
     """Step, examples and tokens (if told) of each line."""
-    with local_copy(path).open(encoding="utf-8") as handle:
+    with local_copy(path).open("rb") as handle:
         for number, line in enumerate(handle, 1):
-            try:
-                record = json.loads(line)
+            with understood(
+                path.with_name(f"{path.name}:{number}"),
+                'Delete the line, or the file to go without it; a line is {"step": 1, '
+                '"examples": ["a", "b"]}.',
+            ):
+                record = strict_json(line.decode("utf-8"))
                 examples = frozenset(str(item) for item in record["examples"])
                 step, tokens = int(record["step"]), record.get("tokens")
                 tokens = None if tokens is None else int(tokens)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise StoreError(
-                    f"{path}:{number}: not a record of step and examples ({error}). "
-                    "Delete the line, or the file to go without it."
-                ) from error
             yield step, examples, tokens
 
 
@@ -609,7 +614,8 @@ def manifest_from_json(record: Any, place: str) -> Manifest:
             "Score again, or use the ldeval that wrote it."
         )
     fields = {field.name for field in dataclasses.fields(Manifest)}
-    try:
+    remedy = "Delete this step's folder and run the sweep again."
+    with understood(Path(place), remedy):
         values = {key: value for key, value in record.items() if key in fields}
         values["excluded"] = tuple(Excluded(**item) for item in record["excluded"])
         values["split_exceptions"] = tuple(record["split_exceptions"])
@@ -618,9 +624,6 @@ def manifest_from_json(record: Any, place: str) -> Manifest:
         values["noise_floor"] = None if floor is None else NoiseFloor(**floor)
         seconds = record["seconds"]
         values["seconds"] = math.nan if seconds is None else float(seconds)
-        return Manifest(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{place}: not a manifest of this schema ({error}). Delete this step's "
-            "folder and run the sweep again."
-        ) from error
+        manifest = Manifest(**values)
+        check_types(manifest)
+        return manifest

@@ -146,7 +146,7 @@ def read_dataset(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
                     for row in batch.to_pylist():
                         number += 1
                         yield str(file), number, _record(file, number, row)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise ProbeError(
                 f"cannot be read as Parquet after row {number} ({error}).",
                 path=file,

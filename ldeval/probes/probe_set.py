@@ -257,6 +257,7 @@ def parse_probe(
     meta = record.get("meta", {})
     if not isinstance(meta, dict):
         raise place.fault("meta", f"is {_shown(meta)}.", "Give a JSON object.")
+    _check_meta(meta, place)
     sources = meta.get("sources", {})
     if not isinstance(sources, dict):
         raise place.fault("meta.sources", f"is {_shown(sources)}.", "Give {kind: id}.")
@@ -267,6 +268,20 @@ def parse_probe(
         trained=trained,
         meta={key: value for key, value in meta.items() if key != "sources"},
     )
+
+
+def _check_meta(meta: Mapping[str, Any], place: _Place) -> None:
+    """What is carried along must be writable again as JSON and as UTF-8."""
+    if not meta:
+        return
+    try:
+        json.dumps(meta, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise place.fault(
+            "meta",
+            f"cannot be written again ({error}).",
+            "Give JSON without NaN, Infinity and lone surrogates.",
+        ) from None
 
 
 class _CountedLines:
@@ -304,7 +319,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
                 value = reader.read(skip_empty=True)
             except EOFError:
                 return
-            except jsonlines.InvalidLineError as error:
+            except (jsonlines.InvalidLineError, RecursionError) as error:
                 raise ProbeError(
                     f"is not valid JSON ({error.__cause__ or error}).",
                     path=path,
