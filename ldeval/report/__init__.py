@@ -27,6 +27,7 @@
     ├── theory_plots.py    residuals, squeeze panels, the 2-gram example
     ├── digits_plots.py    the digits experiment
     ├── theory_tables.py   the toys in numbers
+    ├── plan_tables.py     what a sweep will take
     ├── markdown.py        the whole report as Markdown
     ├── page/              the whole report as one HTML file
     ├── templates/         shells, style sheets and scripts of the HTML files
