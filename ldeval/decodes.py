@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldeval.errors import MismatchError, StoreError
-from ldeval.files import local_copy, named, written
+from ldeval.files import local_copy, named, strict_json, understood, written
 from ldeval.records import DECODES_VERSION, Excluded, GreedyDecode, GreedyDecodes
+from ldeval.records.checked import check_types
 
 FOLDER = "greedy"
 _META = b"ldeval"
@@ -36,6 +37,7 @@ _TEXTS = pa.schema(
         ("reference_logprobs", pa.list_(pa.float32())),
     ]
 )
+_LISTS = ("ids", "logprobs", "reference_logprobs")
 
 
 def write_decodes(run: Path, decodes: GreedyDecodes) -> Path:
@@ -129,22 +131,38 @@ def read_decodes(path: Path) -> GreedyDecodes:
     remedy = "Delete it and run the sweep again."
     try:
         table = pq.read_table(local_copy(path), page_checksum_verification=True)
-        about = json.loads((table.schema.metadata or {})[_META])
-        version = about["version"]
-        if version != DECODES_VERSION:
-            raise StoreError(
-                f"{path}: version {version}, this ldeval reads {DECODES_VERSION}. "
-                f"{remedy}"
-            )
-        table = table.cast(_TEXTS)
-        return GreedyDecodes(
-            **{name: about[name] for name in _ABOUT},
-            decodes=tuple(_decode(row) for row in table.to_pylist()),
-            settings=about["settings"],
-            excluded=tuple(Excluded(*item) for item in about["excluded"]),
-        )
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        with understood(path, remedy):
+            return _from_table(table)
+    except StoreError:
+        raise
+    except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}). {remedy}") from error
+
+
+def _from_table(table: pa.Table) -> GreedyDecodes:
+    """Decodes out of what a file holds.
+
+    Raises:
+        ValueError, TypeError, LookupError: it is of another version or another shape.
+    """
+    about = strict_json((table.schema.metadata or {})[_META])
+    version = about["version"]
+    if version != DECODES_VERSION:
+        raise ValueError(f"version {version}, this ldeval reads {DECODES_VERSION}")
+    table = table.cast(_TEXTS)
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        inner = column.values if name in _LISTS else column
+        if column.null_count or inner.null_count:
+            raise ValueError(f"column {name!r} has empty cells")
+    found = GreedyDecodes(
+        **{name: about[name] for name in _ABOUT},
+        decodes=tuple(_decode(row) for row in table.to_pylist()),
+        settings=about["settings"],
+        excluded=tuple(Excluded(*item) for item in about["excluded"]),
+    )
+    check_types(found)
+    return found
 
 
 def _decode(row: Mapping[str, Any]) -> GreedyDecode:

@@ -321,16 +321,44 @@ _MALFORMED = (
 )
 
 
-def strict_json(text: str) -> Any:
-    """A JSON value without NaN and Infinity, which are none of JSON's.
+def strict_json(
+    text: str | bytes, *, undefined: bool = False, surrogates: bool = False
+) -> Any:
+    """A JSON value without NaN and Infinity, which are none of JSON's, and without what
+    Python would let pass: a name twice in an object, and halves of characters.
+
+    Args:
+        text: bytes are UTF-8.
+        undefined: take NaN and Infinity, where a writer uses them for the unknown.
+        surrogates: take halves of characters, where they are looked for later.
 
     Raises:
         ValueError: it is not JSON, or nested without end.
     """
+    text = text if isinstance(text, str) else text.decode("utf-8")
     try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(
+            text,
+            object_pairs_hook=_each_name_once,
+            parse_constant=None if undefined else _no_number,
+            parse_float=None if undefined else _finite,
+        )
+        if "\\u" in text and not surrogates:  # only an escape can be half a character
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("holds a lone surrogate, which is not text") from error
+    return value
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:40]!r} stands twice in one object")
+    return found
 
 
 def _no_number(name: str) -> None:

@@ -6,11 +6,13 @@ are driven is in ``scoring``), so that a new release of the harness touches one 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,13 @@ from lm_eval.config.task import TaskConfig
 
 from ldeval.bundled import bundled_probes
 from ldeval.errors import ProbeError, StoreError
-from ldeval.files import understood
+from ldeval.files import strict_json, understood
 from ldeval.probes import ProbeSet, parse_probe, probe_to_record, read_probes
 from ldeval.probes.dataset import dataset_files, is_dataset
-from ldeval.records import KIND_NAMES, TOP_K, Excluded, ScoreTable
+from ldeval.records import KIND_NAMES, TOP_K, Excluded, Probe, ScoreTable, Span
+from ldeval.records.checked import check_types
 from ldeval.scoring import request
-from ldeval.scoring.backends import Backend
+from ldeval.scoring.backends import Backend, Tier
 from ldeval.scoring.score import Scored, scoring_notes
 from ldeval.scoring.tables import build_table
 
@@ -216,67 +219,51 @@ def read_output(folder: str | Path, *, run: str, step: int) -> ScoreTable:
 
     Raises:
         StoreError: when there are no probe samples in it, or they are damaged.
+        ProbeError: when a document in them is no probe.
     """
     files = _latest_samples(Path(folder))
-    remedy = "Was it written by a probe task, and whole? Run lm_eval again."
-    with understood(Path(folder), remedy):
-        return _table_of(files, Path(folder), run=run, step=step)
-
-
-def _table_of(
-    files: Mapping[str, Path], folder: Path, *, run: str, step: int
-) -> ScoreTable:
-    docs: dict[str, Mapping[str, Any]] = {}
-    records: dict[tuple[str, str], Mapping[str, Any]] = {}
+    probes: dict[str, Probe] = {}
+    answers: dict[tuple[str, str], _Answer] = {}
+    excluded: list[Excluded] = []
     for kind, path in files.items():
-        for sample in _samples(path):
-            probe_id = sample["doc"]["probe_id"]
-            docs.setdefault(probe_id, sample["doc"])
-            records[(probe_id, kind)] = sample["answer"]
-    probes = [parse_probe(doc) for doc in docs.values()]
-    first = next((r for r in records.values() if "logprob_sum" in r), None)
-    if first is None:
+        for probe, answer, reason in _samples(path, kind):
+            probes.setdefault(probe.probe_id, probe)
+            if answer is not None:
+                answers[(probe.probe_id, kind)] = answer
+            elif reason is not None:
+                excluded.append(Excluded(probe.probe_id, kind, reason))
+    if not answers:
         raise StoreError(f"{folder}: no response was scored in this run")
-    answered = {k: r for k, r in records.items() if "logprob_sum" in r}
+    first = next(iter(answers.values())).head
     backend = Backend(
-        name=first["backend"],
-        tier=first["tier"],
-        dtype=first["dtype"],
-        vocab_size=first["vocab_size"],
-        versions=first["versions"],
-        tokenizer_hash=first["tokenizer_hash"],
-        template_hash=first["template_hash"],
+        name=first.backend,
+        tier=first.tier,
+        dtype=first.dtype,
+        vocab_size=first.vocab_size,
+        versions=first.versions,
+        tokenizer_hash=first.tokenizer_hash,
+        template_hash=first.template_hash,
     )
     scored = Scored(
         backend=backend,
-        span=first["span"],
-        template_used=first["template_used"],
-        scores={key: request.load_score(record) for key, record in answered.items()},
+        span=first.span,
+        template_used=first.template_used,
+        scores={key: answer.score for key, answer in answers.items()},
         excluded=(),
-        split_exceptions=tuple(
-            sorted({k[0] for k, r in answered.items() if r["merged"]})
-        ),
-        contexts={k[0]: r["context"] for k, r in answered.items() if r["context"]},
-        notes=scoring_notes(backend, probes, first["template_used"]),
+        split_exceptions=tuple(sorted({k[0] for k, a in answers.items() if a.merged})),
+        contexts={k[0]: a.context for k, a in answers.items() if a.context},
+        notes=scoring_notes(backend, list(probes.values()), first.template_used),
     )
     return build_table(
-        probes,
+        list(probes.values()),
         scored,
         run=run,
         step=step,
         checkpoint=_checkpoint_name(next(iter(files.values()))),
         weights_hash="unknown",
-        probe_set_hash=ProbeSet(tuple(probes)).content_hash,
-        excluded=_excluded(records),
+        probe_set_hash=ProbeSet(tuple(probes.values())).content_hash,
+        excluded=excluded,
     )
-
-
-def _excluded(records: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Excluded]:
-    return [
-        Excluded(probe_id, kind, str(record["excluded"]))
-        for (probe_id, kind), record in records.items()
-        if "excluded" in record
-    ]
 
 
 _SAMPLES = re.compile(r"samples_ldyn_(?P<kind>[a-z_]+)_(?P<stamp>\d{4}-[^_]*)\.jsonl")
@@ -305,18 +292,66 @@ def _latest_samples(folder: Path) -> dict[str, Path]:
     return dated[max(dated)]
 
 
-def _samples(path: Path) -> Iterable[dict[str, Any]]:
-    with path.open(encoding="utf-8") as handle:
+@dataclass(frozen=True)
+class _Head:
+    """What each answer says of the model and the request."""
+
+    backend: str
+    tier: Tier
+    dtype: str
+    vocab_size: int | None
+    versions: Mapping[str, str]
+    tokenizer_hash: str
+    template_hash: str | None
+    span: Span
+    template_used: bool
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One response that was scored."""
+
+    head: _Head
+    merged: bool
+    context: str | None
+    logprob_sum: float
+    all_argmax: bool | None
+    score: Any
+
+
+_Sample = tuple[Probe, _Answer | None, str | None]
+"""A probe, its answer where it has one, and else the reason where one is given."""
+
+
+def _samples(path: Path, kind: str) -> Iterator[_Sample]:
+    with path.open("rb") as handle:
         for number, line in enumerate(handle, 1):
-            try:
-                sample = json.loads(line)
-                answer = json.loads(sample["resps"][0][0])
-            except (ValueError, KeyError, IndexError, TypeError) as error:
-                raise StoreError(
-                    f"{path}:{number}: not a sample of a probe task ({error}). Was the "
-                    "file cut short? Run lm_eval again."
-                ) from error
-            yield {"doc": sample["doc"], "answer": answer}
+            with understood(
+                path.with_name(f"{path.name}:{number}"),
+                "It is not a sample of a probe task, or the file was cut short: run "
+                "lm_eval again.",
+            ):
+                yield _sample(line, f"{path}", number)
+
+
+def _sample(line: bytes, path: str, number: int) -> _Sample:
+    sample = strict_json(line, undefined=True)
+    answer = strict_json(sample["resps"][0][0], undefined=True)
+    probe = parse_probe(sample["doc"], path=path, line=number)
+    if "logprob_sum" not in answer:
+        reason = answer.get("excluded")
+        return probe, None, None if reason is None else str(reason)
+    names = (field.name for field in dataclasses.fields(_Head))
+    found = _Answer(
+        _Head(**{name: answer[name] for name in names}),
+        answer["merged"],
+        answer["context"],
+        answer["logprob_sum"],
+        answer["all_argmax"],
+        request.load_score(answer),
+    )
+    check_types(found)
+    return probe, found, None
 
 
 def _checkpoint_name(samples: Path) -> str:
@@ -325,9 +360,11 @@ def _checkpoint_name(samples: Path) -> str:
     results = samples.parent / f"results_{stamp}.json"
     if not results.exists():
         return samples.parent.name
-    config = json.loads(results.read_text(encoding="utf-8")).get("config", {})
-    arguments = config.get("model_args") or {}
-    if isinstance(arguments, str):
-        pairs = (item.split("=", 1) for item in arguments.split(",") if "=" in item)
-        arguments = dict(pairs)
-    return str(arguments.get("pretrained", samples.parent.name))
+    with understood(results, "Run lm_eval again, or delete it to go without."):
+        text = results.read_bytes()
+        config = strict_json(text, undefined=True).get("config", {})
+        arguments = config.get("model_args") or {}
+        if isinstance(arguments, str):
+            pairs = (item.split("=", 1) for item in arguments.split(",") if "=" in item)
+            arguments = dict(pairs)
+        return str(arguments.get("pretrained", samples.parent.name))

@@ -372,9 +372,16 @@ class StoredTable:
         )
         try:
             responses = pq.read_table(responses_file)
+            _check_responses(responses)
             with pq.ParquetFile(tokens_file) as file:
                 yield from _parts(self.manifest, responses, file, self.columns)
-        except (OSError, pa.ArrowException, LookupError, ValueError) as error:
+        except (
+            OSError,
+            pa.ArrowException,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise StoreError(
                 f"{self.folder}: the tables cannot be read ({error}). Delete this "
                 "step's folder and run the sweep again."
@@ -416,10 +423,9 @@ def _parts(
     """Whole responses as their tokens come in; the rest waits for the next group."""
     lengths = responses["n_tokens"].to_numpy()
     ends = np.cumsum(lengths, dtype=np.int64)
-    if len(lengths) and ends[-1] != file.metadata.num_rows:
-        raise ValueError(
-            f"{file.metadata.num_rows} tokens for {ends[-1]} in {RESPONSES}"
-        )
+    total = int(ends[-1]) if len(ends) else 0
+    if total != file.metadata.num_rows:
+        raise ValueError(f"{file.metadata.num_rows} tokens for {total} in {RESPONSES}")
     stored = file.schema_arrow.names
     wanted = None if columns is None else [n for n in columns if n in stored]
     start, read = 0, 0
@@ -461,12 +467,33 @@ def _table(
     )
 
 
+def _check_responses(responses: pa.Table) -> None:
+    """Columns that numpy would take whatever they hold: null becomes the text 'None',
+    and a length below zero another response's tokens."""
+    for name in ("probe_id", "kind", "text_hash", "trained", "n_tokens"):
+        if responses[name].null_count:
+            raise ValueError(f"column {name!r} of {RESPONSES} has empty cells")
+    for name in ("probe_id", "kind", "text_hash"):
+        if not pa.types.is_string(responses.schema.field(name).type):
+            raise ValueError(f"column {name!r} of {RESPONSES} is not text")
+    if not pa.types.is_boolean(responses.schema.field("trained").type):
+        raise ValueError(f"column 'trained' of {RESPONSES} is not true or false")
+    if not pa.types.is_int32(responses.schema.field("n_tokens").type):
+        raise ValueError(f"column 'n_tokens' of {RESPONSES} is not int32")
+    if not pa.types.is_floating(responses.schema.field("logprob_sum").type):
+        raise ValueError(f"column 'logprob_sum' of {RESPONSES} is not floating point")
+    if len(responses) and responses["n_tokens"].to_numpy().min() < 0:
+        raise ValueError(f"{RESPONSES} has a response of less than no tokens")
+
+
 def _token_scores(table: pa.Table) -> TokenScores:
     for name in ("token_ids", "logprobs"):
         if name not in table.column_names:
             raise ValueError(f"no column {name!r}")
     names = [field.name for field in dataclasses.fields(TokenScores)]
-    return TokenScores(**{name: _column(table, name) for name in names})
+    tokens = TokenScores(**{name: _column(table, name) for name in names})
+    check_types(tokens)
+    return tokens
 
 
 def _joined(manifest: Manifest, parts: list[ScoreTable]) -> ScoreTable:
@@ -487,11 +514,19 @@ def _column(table: pa.Table, name: str) -> Any:
     if name not in table.column_names:
         return None
     column = table[name].combine_chunks()
-    if name not in _WIDE:
-        return column.to_numpy()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks)
-    return column.flatten().to_numpy().reshape(len(column), -1)
+    kind = column.type
+    if name in _WIDE:
+        if not pa.types.is_fixed_size_list(kind) or column.null_count:
+            raise ValueError(f"column {name!r} of {TOKENS} is {kind}, or has gaps")
+        kind = kind.value_type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"column {name!r} of {TOKENS} is {kind}, not numbers")
+    if name not in _WIDE:
+        return column.to_numpy(zero_copy_only=False)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), column.type.list_size)
 
 
 def _verify(path: Path, expected: Mapping[str, Any] | None) -> None:
@@ -581,11 +616,27 @@ def _trained_lines(path: Path) -> Iterator[tuple[int, frozenset[str], int | None
                 'Delete the line, or the file to go without it; a line is {"step": 1, '
                 '"examples": ["a", "b"]}.',
             ):
-                record = strict_json(line.decode("utf-8"))
-                examples = frozenset(str(item) for item in record["examples"])
-                step, tokens = int(record["step"]), record.get("tokens")
-                tokens = None if tokens is None else int(tokens)
+                record = strict_json(line)
+                ids, tokens = record["examples"], record.get("tokens")
+                if not isinstance(ids, list):
+                    raise TypeError(f"examples is {type(ids).__name__}, not a list")
+                examples = frozenset(_example_id(item) for item in ids)
+                step = _count("step", record["step"])
+                tokens = None if tokens is None else _count("tokens", tokens)
             yield step, examples, tokens
+
+
+def _example_id(value: object) -> str:
+    """An id; a number, as some data number their rows, is its digits."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"an example is {type(value).__name__}, not an id")
+    return str(value)
+
+
+def _count(name: str, value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TypeError(f"{name} is {str(value)[:40]!r}, not a count")
+    return value
 
 
 # --------------------------------------------------------------------------- manifest

@@ -14,7 +14,7 @@ import yaml
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from ldeval.bundled import tasks_folder
+from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.errors import ProbeError, StoreError
 from ldeval.harness import (
     METRICS,
@@ -23,7 +23,7 @@ from ldeval.harness import (
     metrics_of,
     read_output,
 )
-from ldeval.probes import parse_probe, read_probes, write_probes
+from ldeval.probes import parse_probe, probe_to_record, read_probes, write_probes
 from ldeval.records import KIND_GROUPS, KIND_NAMES
 from ldeval.scoring.single import score_model
 from tests.scoring.conftest import open_hf
@@ -272,10 +272,10 @@ def test_runs_with_different_contexts_are_not_compared(
 
 def test_a_damaged_sample_is_named_by_line(tmp_path: Path) -> None:
     good = {
-        "doc": {"probe_id": "a"},
+        "doc": probe_to_record(read_probes(bundled_probes()).probes[0]),
         "resps": [[json.dumps({"absent": True})]],
     }
     path = tmp_path / "samples_ldyn_chosen_2026-01-01T00-00-00.jsonl"
     path.write_text(json.dumps(good) + "\n" + json.dumps(good)[:30] + "\n")
-    with pytest.raises(StoreError, match=r"00.jsonl:2: not a sample"):
+    with pytest.raises(StoreError, match=r"00.jsonl:2: .*not a sample"):
         read_output(tmp_path, run="r", step=0)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.errors import ProbeError
+from ldeval.files import strict_json
 from ldeval.records import KIND_NAMES
 
 SHARD_ROWS = 100_000
@@ -146,7 +147,9 @@ def read_dataset(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
                     for row in batch.to_pylist():
                         number += 1
                         yield str(file), number, _record(file, number, row)
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        except ProbeError:
+            raise
+        except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
             raise ProbeError(
                 f"cannot be read as Parquet after row {number} ({error}).",
                 path=file,
@@ -177,9 +180,11 @@ def _record(file: Path, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
         "trained": row["trained"],
         "responses": {k: row[k] for k in KIND_NAMES if row.get(k) is not None},
     }
-    if row.get("meta"):
+    if row.get("meta") not in (None, ""):
         try:
-            record["meta"] = json.loads(row["meta"])
+            if not isinstance(row["meta"], str):
+                raise ValueError(f"{type(row['meta']).__name__}, not text")
+            record["meta"] = strict_json(row["meta"])
         except ValueError as error:
             raise ProbeError(
                 f"is not valid JSON ({error}).",
@@ -188,6 +193,6 @@ def _record(file: Path, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
                 field="meta",
                 remedy="Export the probes again.",
             ) from error
-        if not record["meta"]:
+        if record["meta"] == {}:
             del record["meta"]
     return record

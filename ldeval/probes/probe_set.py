@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import jsonlines
 
 from ldeval.errors import ProbeError
-from ldeval.files import place, written
+from ldeval.files import place, strict_json, written
 from ldeval.probes.dataset import is_dataset, read_dataset
 from ldeval.records import KIND_NAMES, REFERENCE_FIELDS, Message, Probe, Response
 
@@ -146,6 +146,11 @@ def _text(value: object, field: str, place: _Place) -> str:
     return value
 
 
+def _printed(name: object) -> str:
+    """A name in a message: half a character, which nothing can print, as its escape."""
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
@@ -200,7 +205,8 @@ def _parse_responses(
                 "This is a field of the paper authors' files: convert them with "
                 "'ldeval probes import --format reference'."
             )
-        raise place.fault(f"responses.{unknown[0]}", "is not a known kind.", remedy)
+        name = f"responses.{_printed(unknown[0])}"
+        raise place.fault(name, "is not a known kind.", remedy)
     if "chosen" not in value:
         raise place.fault(
             "responses.chosen", "is missing.", "Every probe needs a chosen response."
@@ -240,7 +246,7 @@ def parse_probe(
     for field in record:
         if field not in _FIELDS:
             raise place.fault(
-                str(field),
+                _printed(field),
                 "is not a field of a probe.",
                 f"Valid fields: {', '.join(_FIELDS)}; anything else goes into 'meta'.",
             )
@@ -284,6 +290,11 @@ def _check_meta(meta: Mapping[str, Any], place: _Place) -> None:
         ) from None
 
 
+def _loads(text: str | bytes) -> Any:
+    """JSON; half a character stays, for the message that names its field."""
+    return strict_json(text, surrogates=True)
+
+
 class _CountedLines:
     """The lines of a file, counted: jsonlines does not tell where a value stood."""
 
@@ -313,7 +324,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
         ) from error
     with handle:
         lines = _CountedLines(handle)
-        reader = jsonlines.Reader(lines)
+        reader = jsonlines.Reader(lines, loads=_loads)
         while True:
             try:
                 value = reader.read(skip_empty=True)

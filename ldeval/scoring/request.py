@@ -143,20 +143,33 @@ def _numbers(column: np.ndarray) -> list[Any]:
 def load_score(record: Mapping[str, Any]) -> ResponseScore:
     """The score in one parsed answer (the inverse of what the harness logged)."""
     ids = record["token_ids"]
+    ids = None if ids is None else tuple(_column("token_ids", ids).tolist())
     tokens = None
     if "logprobs" in record:
         columns: dict[str, Any] = {
-            name: np.asarray(
-                record[name],
-                np.int32 if name.endswith("ids") or name == "ranks" else np.float32,
-            )
-            for name in _COLUMNS
-            if name in record
+            name: _column(name, record[name]) for name in _COLUMNS if name in record
         }
         tokens = TokenScores(**columns)
     return ResponseScore(
-        float(record["logprob_sum"]),
-        tokens,
-        None if ids is None else tuple(ids),
-        record["all_argmax"],
+        float(record["logprob_sum"]), tokens, ids, record["all_argmax"]
     )
+
+
+def _column(name: str, value: object) -> np.ndarray:
+    """A column as it was; numpy alone would round a fraction to an id, and read text.
+
+    Raises:
+        ValueError: it holds something else than numbers, or too large ones.
+    """
+    whole = name.endswith("ids") or name == "ranks"
+    column = np.asarray(value)
+    dimensions = 2 if name.startswith("top_") else 1
+    if not column.size:
+        column = column.reshape(column.shape + (0,) * (dimensions - column.ndim))
+    elif column.dtype.kind not in ("i" if whole else "if"):
+        raise ValueError(f"{name} holds something else than numbers")
+    if column.ndim != dimensions:
+        raise ValueError(f"{name} has {column.ndim} dimensions, not {dimensions}")
+    if whole and column.size and np.abs(column).max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{name} holds an id that is too large")
+    return column.astype(np.int32 if whole else np.float32)
