@@ -9,7 +9,6 @@ the rest at its own pace, and a step is joined when every shard has it.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from ldeval.decodes import decodes_place
 from ldeval.errors import CheckpointError
-from ldeval.files import remove_tree
+from ldeval.files import is_remote, remove_tree
 from ldeval.lease import writing
 from ldeval.ray_pool import (
     Cluster,
@@ -50,8 +49,6 @@ from ldeval.sweep import (
     stages,
 )
 
-log = logging.getLogger(__name__)
-
 
 def sweep_on_ray(
     runs: Sequence[str | Path], settings: SweepSettings, cluster: Cluster
@@ -67,6 +64,8 @@ def sweep_on_ray(
         CheckpointError, StoreError, MismatchError: as a local sweep.
     """
     checkpoints = [_everywhere(found) for found in all_checkpoints(runs)]
+    store = settings.store
+    settings = replace(settings, store=store if is_remote(store) else store.resolve())
     results = {}
     with connected(cluster) as found, _pool(found, settings, checkpoints) as pool:
         for run, stage in stages(runs, settings):
