@@ -23,6 +23,9 @@ import shutil
 import sys
 import tempfile
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -36,6 +39,9 @@ ATTEMPTS = 3
 """Of each upload and download, beyond what the file system's own client tries again."""
 PAUSE = 1.0
 """Seconds before the second attempt; each further pause is four times as long."""
+TIMEOUTS = {"connect_timeout": 10, "read_timeout": 20}
+"""Seconds that the client of S3 waits for each answer; FSSPEC_S3 in the environment,
+``{"config_kwargs": {"read_timeout": 60}}`` say, sets others."""
 ROOM = (
     "Free space, or choose another place; what was finished before is kept, and the "
     "same command goes on from it."
@@ -65,13 +71,30 @@ def place(path: str | Path) -> Path:
         from upath import UPath
 
         # a listing that another process made stale would hide its finished steps
-        found = UPath(path, use_listings_cache=False)
-        found.fs  # noqa: B018  the file system of the scheme is looked up here
+        found = UPath(path, use_listings_cache=False, **_patience(scheme))
+        if hasattr(found.fs, "retries"):
+            found.fs.retries = 1
     except ImportError as error:
         raise MissingExtraError(error.name or _package(scheme), "remote") from error
     except ValueError as error:
         raise StoreError(f"{redact_url(path)}: {error}. Give a folder.") from error
     return cast(Path, found)
+
+
+def _patience(scheme: str) -> dict[str, Any]:
+    """How long the client of S3 waits, unless fsspec is configured otherwise.
+
+    Three layers would try again: botocore 5 times, s3fs 5 times, and uploads 3 times
+    here. With the minute that botocore waits, a server that accepts and never answers
+    would be waited for over an hour; s3fs's layer is taken out, the wait shortened.
+    """
+    if scheme not in ("s3", "s3a"):
+        return {}
+    from fsspec.config import conf
+
+    return {
+        "config_kwargs": {**TIMEOUTS, **conf.get(scheme, {}).get("config_kwargs", {})}
+    }
 
 
 def _package(scheme: str) -> str:
@@ -98,11 +121,12 @@ def named(path: Path, remedy: str = ROOM, *, doing: str = "written") -> Iterator
     """Turn what a disk or a network raises into an error that names the place.
 
     Raises:
-        StoreError: from any error of a file system; another StoreError passes.
+        StoreError: from any error of a file system; an error of ours passes, also one
+            that is an OSError.
     """
     try:
         yield
-    except StoreError:
+    except LdevalError:
         raise
     except _storage_errors() as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -112,9 +136,10 @@ def named(path: Path, remedy: str = ROOM, *, doing: str = "written") -> Iterator
 
 
 def _storage_errors() -> tuple[type[Exception], ...]:
-    """OSError, and what the clients of object stores raise that is none."""
+    """OSError, and what SQLite and the clients of object stores raise that is none."""
     found: list[type[Exception]] = [OSError]
     for module, name in (
+        ("sqlite3", "Error"),
         ("botocore.exceptions", "BotoCoreError"),
         ("botocore.exceptions", "ClientError"),
         ("aiohttp", "ClientError"),
@@ -311,6 +336,24 @@ def understood(path: Path, remedy: str) -> Iterator[None]:
         ) from error
 
 
+DAMAGED_ARRAY: tuple[type[Exception], ...] = (
+    OSError,
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy raises at a damaged ``.npy`` or ``.npz``: it reads the header as Python,
+and makes room for as much as the header says."""
+
 _MALFORMED = (
     ArithmeticError,
     AttributeError,
@@ -397,6 +440,39 @@ def remove_tree(path: Path) -> None:
             remote.fs.rm(remote.path, recursive=True)
         else:
             shutil.rmtree(path)
+
+
+def replace_tree(source: Path, target: Path) -> None:
+    """Put a folder in the place of another, on a disk. No file system here swaps two
+    folders at once, so the old one stands aside, whole, until the new one is there.
+
+    Raises:
+        StoreError: it cannot be moved.
+    """
+    with named(target):
+        aside = _aside(target)
+        if target.exists():
+            remove_tree(aside)  # of a process that was killed while it cleaned up
+            target.rename(aside)
+        source.rename(target)
+        _flush_folder(target.parent)
+        remove_tree(aside)
+
+
+def restore_tree(target: Path) -> None:
+    """Bring back the folder that a process which was killed in :func:`replace_tree`
+    left aside.
+
+    Raises:
+        StoreError: it cannot be moved.
+    """
+    with named(target):
+        if not target.exists() and _aside(target).exists():
+            _aside(target).rename(target)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.ldeval-replaced")
 
 
 def move_tree(source: Path, target: Path) -> None:

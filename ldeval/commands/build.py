@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldeval.commands import add_command
 from ldeval.commands.output import say
-from ldeval.files import write_whole
+from ldeval.files import named, write_whole
 
 if TYPE_CHECKING:  # heavy to import: only for the types
     from ldeval.probes.answers import AnswerCache
@@ -189,7 +189,8 @@ def _build(options: argparse.Namespace) -> int:
     from ldeval.report.probe_tables import build_text, usage_text
 
     output: Path = options.output
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with named(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
     prices = None if options.price is None else tuple(options.price)
     with ExitStack() as stack:
         rephraser = cache = status = None

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ldeval.errors import StoreError
+from ldeval.files import named
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ class AnswerCache:
 
     def __init__(self, path: str | Path) -> None:
         """Raises:
-        StoreError: when the file is there and is no cache of answers.
+        StoreError: when the file is there and is no cache of answers, or cannot be
+            made.
         """
         self._lock = threading.Lock()
         self.hits = 0
         """Answers that were found."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path = Path(path)
+        with named(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(
                 path, check_same_thread=False, isolation_level=None, timeout=60
@@ -108,7 +111,11 @@ class AnswerCache:
         return Answer(row[0], bool(row[1]), row[2], row[3], bool(row[4]))
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer; it takes the place of a refusal, and of nothing else."""
+        """Keep an answer; it takes the place of a refusal, and of nothing else.
+
+        Raises:
+            StoreError: the disk is full, say.
+        """
         values = (
             key,
             answer.text.encode("utf-8", "replace").decode(),
@@ -117,7 +124,7 @@ class AnswerCache:
             answer.completion_tokens,
             answer.refused,
         )
-        with self._lock:
+        with self._lock, named(self._path):
             self._db.execute("DELETE FROM answer WHERE key = ? AND refused", (key,))
             self._db.execute(
                 "INSERT OR IGNORE INTO answer VALUES (?,?,?,?,?,?)", values
@@ -132,7 +139,11 @@ class AnswerCache:
         return None if row is None else array("d", row[0])
 
     def put_vector(self, key: str, vector: Sequence[float]) -> None:
-        """Keep an embedding."""
+        """Keep an embedding.
+
+        Raises:
+            StoreError: as :meth:`put`.
+        """
         value = array("d", vector).tobytes()
-        with self._lock:
+        with self._lock, named(self._path):
             self._db.execute("INSERT OR IGNORE INTO vector VALUES (?,?)", (key, value))

@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldeval.errors import ProbeError
+from ldeval.files import named as written_to
 from ldeval.probes.assemble import Assembler, AssemblyTally, Extras
 from ldeval.probes.corpus import Corpus, Entry, Intake
 from ldeval.probes.examples import FieldMap, read_examples
@@ -167,11 +168,13 @@ class Build:
         Raises:
             ProbeError: when the source cannot be read or gives no trained prompt.
             EndpointError: when the rephrasing endpoint cannot be used.
+            StoreError: when the corpus cannot be written.
         """
         counter: TokenCounter | None = None
         if self.settings.band is not None:
             counter = self._counter
         with (
+            written_to(self._work),
             tempfile.TemporaryDirectory(dir=self._work, prefix=".ldeval-") as folder,
             Corpus(
                 Path(folder) / "corpus.sqlite", seed=self.settings.seed, counter=counter

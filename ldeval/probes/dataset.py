@@ -13,13 +13,20 @@ in a JSON Lines file; what a probe is, :mod:`probe_set` alone decides.
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ldeval.errors import ProbeError
-from ldeval.files import strict_json
+from ldeval.files import (
+    remove_tree,
+    replace_tree,
+    restore_tree,
+    strict_json,
+    write_whole,
+    written,
+)
 from ldeval.records import KIND_NAMES
 
 SHARD_ROWS = 100_000
@@ -78,21 +85,24 @@ def write_dataset(
 
     Raises:
         ProbeError: when the folder holds something else.
+        StoreError: when it cannot be written; what was there before stays.
     """
+    restore_tree(folder)
     if folder.exists() and not list(folder.glob("data/probes-*.parquet")):
         raise ProbeError(
             "exists and is no probe dataset.",
             path=folder,
             remedy="Name another folder, or a file that ends in .jsonl.",
         )
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "data").mkdir(parents=True)
-    _write_shards(partial / "data", iter(records))
-    (partial / "README.md").write_text(card(), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.replace(folder)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    remove_tree(partial)
+    try:
+        _write_shards(partial / "data", iter(records))
+        write_whole(partial / "README.md", card())
+        replace_tree(partial, folder)
+    except BaseException:
+        remove_tree(partial)
+        raise
 
 
 def _write_shards(data: Path, records: Iterator[Mapping[str, Any]]) -> None:
@@ -103,15 +113,18 @@ def _write_shards(data: Path, records: Iterator[Mapping[str, Any]]) -> None:
     shard, record = 0, next(records, None)
     while record is not None:
         path = data / f"probes-{shard:05d}.parquet"
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            written = 0
-            while record is not None and written < SHARD_ROWS:
+        with (
+            written(path) as handle,
+            pq.ParquetWriter(handle, schema, compression="zstd") as writer,
+        ):
+            taken = 0
+            while record is not None and taken < SHARD_ROWS:
                 rows: list[dict[str, Any]] = []
                 while record is not None and len(rows) < BATCH_ROWS:
                     rows.append(_row(record))
                     record = next(records, None)
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                written += len(rows)
+                taken += len(rows)
         shard += 1
 
 

@@ -1,0 +1,460 @@
+"""Kill ldeval at every bad moment: is anything lost, wrong, or unclear afterwards?
+
+    python scripts/campaign_faults.py [--kills 200] [--events 60] [--seed 0]
+        [--commands build dataset sweep diff report] [--output DIR]
+
+Each command runs once undisturbed, for what must come out. Then it is killed with
+SIGKILL: at times drawn uniformly over that run (--kills, over all commands), and at its
+events (one kill at every write, fsync, rename and deletion; --events a command at most,
+evenly over them), where a kill at a write comes when half of it has reached the file.
+Every second one starts with an older result in place. After each kill:
+
+lost     what stood there complete is gone or changed
+wrong    a file under its final name is neither the old one nor the new one; a reader
+         tells something that does not follow from what is there; or the same command,
+         run again, does not end with what the undisturbed run ended with
+unclear  a reader ends neither well nor with one clear message and status 2
+
+Exits 1 where there is any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.fault_injection import EVENTS, Ended, Faults, Running, ended, events
+
+Files = dict[str, bytes]
+_PARTIAL = re.compile(r"\.\d+\.partial(/|$)")
+_PRIVATE = (".writer.lock", ".writer.json", ".ldeval-")
+"""Names of what a run keeps for itself while it lasts."""
+
+
+def main() -> int:
+    """Run the campaign and print its table; 1 where something was found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--events", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--commands", nargs="+", choices=list(COMMANDS), default=list(COMMANDS)
+    )
+    parser.add_argument("--output", type=Path, help="kept; default: a temporary folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ldeval-faults-") as temporary:
+        place = options.output or Path(temporary)
+        draw = random.Random(options.seed)
+        share = -(-options.kills // len(options.commands))
+        print(HEAD, flush=True)
+        tallies = []
+        for name in options.commands:
+            tallies.append(campaign(COMMANDS[name](place), share, options.events, draw))
+            print(tallies[-1].row(name), flush=True)
+    for tally in tallies:
+        for finding in tally.findings:
+            print(finding)
+    return 1 if any(tally.findings for tally in tallies) else 0
+
+
+HEAD = (
+    f"{'command':8} {'s':>5} {'uniform':>7} {'write':>5} {'fsync':>5} {'rename':>6} "
+    f"{'remove':>6} {'inside':>6} {'kills':>5} {'lost':>4} {'wrong':>5} {'unclear':>7} "
+    f"{'seconds':>7}"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that must not be."""
+
+    kind: str
+    """``lost``, ``wrong`` or ``unclear``."""
+    text: str
+    moment: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.moment}: {self.text}"
+
+
+@dataclass
+class Tally:
+    """What was done to a command, and what was found."""
+
+    undisturbed: float = 0.0
+    """Seconds of the run that nothing disturbed."""
+    kills: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def row(self, name: str) -> str:
+        """A line of the table. A kill at a write is one inside it."""
+        kinds = Counter(finding.kind for finding in self.findings)
+        at = [self.kills[kind] for kind in EVENTS]
+        return (
+            f"{name:8} {self.undisturbed:5.1f} {self.kills['uniform']:7} {at[0]:5} "
+            f"{at[1]:5} {at[2]:6} {at[3]:6} {at[0]:6} {sum(self.kills.values()):5} "
+            f"{kinds['lost']:4} {kinds['wrong']:5} {kinds['unclear']:7} "
+            f"{self.seconds:7.0f}"
+        )
+
+
+def campaign(
+    command: Command, uniform: int, at_events: int, draw: random.Random
+) -> Tally:
+    """Kill one command at times and at events."""
+    started = time.monotonic()
+    kinds = command.learn()
+    tally = Tally(command.undisturbed)
+    for number, at in enumerate(evenly(kinds, at_events)):
+        moment = f"{command.name}, {kinds[at]} {at} of {len(kinds)}"
+        command.start(older=number % 2 == 1)
+        found = ended(
+            command.arguments(), command.log, Faults((command.out,), kill_at=at)
+        )
+        if found.killed:
+            tally.kills[kinds[at]] += 1
+        # an older result in place can save events: then the run ended by itself
+        tally.findings += looked_over(command, found, moment)
+    while tally.kills["uniform"] < uniform:
+        seconds = draw.uniform(0, command.undisturbed)
+        command.start(older=tally.kills["uniform"] % 2 == 1)
+        running = Running(command.arguments(), command.log)
+        found = running.wait(seconds) or running.kill()
+        tally.kills["uniform"] += found.killed
+        moment = f"{command.name}, after {seconds:.3f} s"
+        tally.findings += looked_over(command, found, moment)
+    tally.seconds = time.monotonic() - started
+    return tally
+
+
+def evenly(kinds: Sequence[str], most: int) -> list[int]:
+    """At most so many events; as many of each kind as can be, evenly over the run."""
+    if len(kinds) <= most:
+        return list(range(len(kinds)))
+    chosen: list[int] = []
+    groups = [[n for n, k in enumerate(kinds) if k == kind] for kind in EVENTS]
+    groups = sorted((group for group in groups if group), key=len)
+    for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
+        share = min(len(group), (most - len(chosen)) // left)
+        chosen += [group[n * len(group) // share] for n in range(share)]
+    return sorted(chosen)
+
+
+def looked_over(command: Command, found: Ended, moment: str) -> list[Finding]:
+    """What must not be, after a kill and after the same command once more."""
+    findings = []
+    if not found.killed and found.status != 0:
+        findings.append(Finding("wrong", f"ended by itself: {last(found)}"))
+    findings += command.damage()
+    findings += command.readers()
+    again = ended(command.arguments(), command.log)
+    if again.status != 0:
+        findings.append(Finding("wrong", f"cannot go on: {last(again)}"))
+    else:
+        findings += command.differences()
+    return [Finding(item.kind, item.text, moment) for item in findings]
+
+
+def last(found: Ended) -> str:
+    """The end of what a process said."""
+    return f"status {found.status}, {found.said.strip()[-300:]!r}"
+
+
+# --------------------------------------------------------------------------- commands
+
+
+class Command:
+    """A command, what it starts from, and what must come out.
+
+    Everything happens under one path, so that paths in results are equal.
+    """
+
+    name = ""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.trial = place / "trial"
+        self.out = self.trial / "out"
+        self.log = place / "log.txt"
+        self.undisturbed = 0.0
+        self.old: Files = {}
+        self.new: Files = {}
+        self.before: Files = {}
+
+    def arguments(self, *, older: bool = False) -> list[str]:
+        """The command line, or that of the older result."""
+        raise NotImplementedError
+
+    def inputs(self) -> None:
+        """Make what it reads, once."""
+
+    def learn(self) -> list[str]:
+        """Run undisturbed, with and without an older result there.
+
+        Returns:
+            The events of a run, in order.
+        """
+        self.place.mkdir(parents=True, exist_ok=True)
+        self.inputs()
+        trace = self.place / "trace.json"
+        self.start(older=False)
+        self._done(self.arguments(older=True))
+        self.old = files_of(self.out)
+        self.start(older=False)
+        self._done(self.arguments(), Faults((self.out,), trace=trace))
+        self.start(older=False)
+        self.undisturbed = self._done(self.arguments()).seconds
+        self.new = files_of(self.out)
+        if self.old == self.new:
+            raise ValueError(f"{self.name}: the older result must differ")
+        return events(trace)
+
+    def _done(self, arguments: list[str], faults: Faults | None = None) -> Ended:
+        found = ended(arguments, self.log, faults)
+        if found.status:
+            raise RuntimeError(f"ldeval {' '.join(arguments)}: {found.said}")
+        return found
+
+    def start(self, *, older: bool) -> None:
+        """Leave nothing but the older result, if any."""
+        shutil.rmtree(self.trial, ignore_errors=True)
+        self.out.mkdir(parents=True)
+        self.before = self.old if older else {}
+        for name, content in self.before.items():
+            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.out / name).write_bytes(content)
+
+    def there(self) -> Files:
+        """The results that can be found after a kill."""
+        return files_of(self.out)
+
+    def damage(self) -> Iterator[Finding]:
+        """What is lost or half there."""
+        there = self.there()
+        for name in self.before.keys() - there.keys():
+            yield Finding("lost", name)
+        for name, content in there.items():
+            allowed = (self.before.get(name), self.new.get(name))
+            if all(plain(content) != plain(one) for one in allowed):
+                yield Finding("wrong", f"{name} is neither the old nor the new one")
+
+    def readers(self) -> Iterator[Finding]:
+        """What readers of the state make of it."""
+        return iter(())
+
+    def differences(self) -> Iterator[Finding]:
+        """How the end differs from that of the undisturbed run."""
+        there = files_of(self.out)
+        for name in sorted(self.new.keys() | (there.keys() - self.before.keys())):
+            if plain(there.get(name)) != plain(self.new.get(name)):
+                yield Finding("wrong", f"{name} is not what an undisturbed run leaves")
+
+
+def files_of(folder: Path) -> Files:
+    """The files below a folder by their names, but for what is temporary."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        private = any(part.startswith(_PRIVATE) for part in Path(name).parts)
+        if path.is_file() and not private and not _PARTIAL.search(name):
+            found[name] = path.read_bytes()
+    return found
+
+
+_SECONDS = re.compile(rb'"seconds": [0-9.e-]+')
+
+
+def plain(content: bytes | None) -> bytes | None:
+    """A file without the only thing that differs between two runs: how long it took."""
+    return None if content is None else _SECONDS.sub(b'"seconds": 0', content)
+
+
+class Build(Command):
+    """``probes build`` into a file."""
+
+    name = "build"
+    target = "probes.jsonl"
+
+    def inputs(self) -> None:
+        rows = [
+            {
+                "q": f"Question {n}?",
+                "good": f"Bakers quickly mixed flour number{n} in several large bowls.",
+                "bad": f"Nobody here remembers anything about question{n} any longer.",
+            }
+            for n in range(60)
+        ]
+        self.source = self.place / "pairs.jsonl"
+        self.source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def arguments(self, *, older: bool = False) -> list[str]:
+        fields = ["--prompt-field", "q", "--chosen-field", "good"]
+        return [
+            *("-q", "probes", "build", str(self.source)),
+            *("-o", str(self.out / self.target), *fields, "--rejected-field", "bad"),
+            *("--heldout-fraction", "0.3", "--rule-format"),
+            *("--seed", "9" if older else "3"),
+        ]
+
+    def readers(self) -> Iterator[Finding]:
+        there = (self.out / self.target).exists()
+        found = ended(["-q", "validate", str(self.out / self.target)], self.log)
+        if there and found.status != 0:
+            yield Finding("wrong", f"what is there cannot be read: {last(found)}")
+        elif not there and not found.refused:
+            yield Finding("unclear", last(found))
+
+
+class Dataset(Build):
+    """``probes build`` into a dataset folder."""
+
+    name = "dataset"
+    target = "probes"
+
+    def there(self) -> Files:
+        found = files_of(self.out)
+        # the older one stands aside until the new one is in its place
+        beside = f".{self.target}.ldeval-replaced/"
+        aside = {n: found.pop(n) for n in list(found) if n.startswith(beside)}
+        if not (self.out / self.target).exists():
+            for name, content in aside.items():
+                found[f"{self.target}/{name.removeprefix(beside)}"] = content
+        return found
+
+
+class Sweep(Command):
+    """``sweep``: three checkpoints, two of them scored before."""
+
+    name = "sweep"
+
+    def inputs(self) -> None:
+        # in a process of its own: what forks later must have computed nothing
+        import subprocess
+
+        self.run = self.place / "trained"
+        if not self.run.is_dir():
+            code = "import sys, pathlib; from tests.tiny import save_run; "
+            code += "save_run(pathlib.Path(sys.argv[1]), [10, 20])"
+            subprocess.run(
+                [sys.executable, "-c", code, str(self.run)],
+                check=True,
+                cwd=Path(__file__).resolve().parent.parent,
+            )
+
+    def arguments(self, *, older: bool = False) -> list[str]:
+        # the older result is of a time when the last checkpoint was not there yet
+        there, away = self.run / "run" / "checkpoint-20", self.run / "checkpoint-20"
+        if there.exists() == older:
+            there, away = (there, away) if older else (away, there)
+            there.rename(away)
+        return [
+            *("-q", "sweep", str(self.run / "run"), "--base", str(self.run / "base")),
+            *("--store", str(self.out), "--limit", "3", "2", "--greedy", "4"),
+            *("--apply_chat_template", "--model_args", "dtype=float32,device=cpu"),
+        ]
+
+    def readers(self) -> Iterator[Finding]:
+        steps = sorted(
+            path.parent.name for path in self.out.glob("run/*/manifest.json")
+        )
+        found = ended(["-q", "validate", str(self.out)], self.log)
+        faults = found.said.splitlines()[:-1]
+        if found.status == 1 and any("never finished" not in line for line in faults):
+            yield Finding("wrong", f"what is there cannot be read: {last(found)}")
+        elif found.status not in (0, 1) and (steps or not found.refused):
+            yield Finding("unclear", last(found))
+        told = self.trial / "diff.json"
+        found = ended(
+            ["-q", "diff", str(self.out / "run"), "--json", str(told)], self.log
+        )
+        if found.status == 0 and not steps:
+            yield Finding("wrong", "a comparison of nothing")
+        elif found.status == 0:
+            if json.loads(told.read_text()) != self._expected():
+                yield Finding("wrong", f"a comparison that {steps} do not give")
+        elif not found.refused:
+            yield Finding("unclear", last(found))
+
+    def _expected(self) -> object:
+        """What a comparison gives of those files that are there, undamaged."""
+        names = tuple(sorted(files_of(self.out).keys() & self.new.keys()))
+        if names not in self._told:
+            store = self.place / "expected"
+            shutil.rmtree(store, ignore_errors=True)
+            for name in names:
+                (store / name).parent.mkdir(parents=True, exist_ok=True)
+                (store / name).write_bytes(self.new[name])
+            told = self.place / "expected.json"
+            self._done(["-q", "diff", str(store / "run"), "--json", str(told)])
+            self._told[names] = json.loads(told.read_text())
+        return self._told[names]
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        self._told: dict[tuple[str, ...], object] = {}
+
+
+class Report(Sweep):
+    """``report`` of a finished sweep."""
+
+    name = "report"
+    whole = "report/report.md"
+    """Written last."""
+
+    def inputs(self) -> None:
+        super().inputs()
+        self.store = self.place / "store"
+        shutil.rmtree(self.store, ignore_errors=True)
+        for older, name in ((True, "older"), (False, "newer")):
+            swept = Sweep.arguments(self, older=older)
+            swept[swept.index("--store") + 1] = str(self.store / name)
+            self._done(swept)
+        self.kept = files_of(self.store)
+
+    def arguments(self, *, older: bool = False) -> list[str]:
+        run = self.store / ("older" if older else "newer") / "run"
+        return ["-q", "report", str(run), "-o", str(self.out / "report")]
+
+    def readers(self) -> Iterator[Finding]:
+        if files_of(self.store) != self.kept:
+            yield Finding("lost", "the store was changed")
+        there = files_of(self.out)
+        if there.get(self.whole) == self.new[self.whole] and any(
+            there.get(name) != self.new[name] for name in self.new
+        ):
+            yield Finding("wrong", f"{self.whole} is there before what it links to")
+
+
+class Diff(Report):
+    """``diff`` of a finished sweep, into JSON and a report."""
+
+    name = "diff"
+
+    def arguments(self, *, older: bool = False) -> list[str]:
+        run = self.store / ("older" if older else "newer") / "run"
+        return [
+            *("-q", "diff", str(run), "--json", str(self.out / "diff.json")),
+            *("--report", str(self.out / "report")),
+        ]
+
+
+COMMANDS: dict[str, type[Command]] = {
+    one.name: one for one in (Build, Dataset, Sweep, Diff, Report)
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
