@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from ldeval.errors import LdevalError, MissingExtraError, StoreError
-from ldeval.redact import redact_url
+from ldeval.redact import redact_text, redact_url
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,11 @@ ROOM = (
     "Free space, or choose another place; what was finished before is kept, and the "
     "same command goes on from it."
 )
+REACH = (
+    "Can it be reached, and may it be written to? What was finished before is kept, "
+    "and the same command goes on from it."
+)
+"""The remedy where space is not the likely reason: at a URL, and for deletions."""
 
 _Result = TypeVar("_Result")
 
@@ -72,8 +77,7 @@ def place(path: str | Path) -> Path:
 
         # a listing that another process made stale would hide its finished steps
         found = UPath(path, use_listings_cache=False, **_patience(scheme))
-        if hasattr(found.fs, "retries"):
-            found.fs.retries = 1
+        _end_waits(found.fs)
     except ImportError as error:
         raise MissingExtraError(error.name or _package(scheme), "remote") from error
     except ValueError as error:
@@ -90,11 +94,31 @@ def _patience(scheme: str) -> dict[str, Any]:
     """
     if scheme not in ("s3", "s3a"):
         return {}
-    from fsspec.config import conf
+    from fsspec.config import conf  # type: ignore[import-untyped]  # has none
 
     return {
         "config_kwargs": {**TIMEOUTS, **conf.get(scheme, {}).get("config_kwargs", {})}
     }
+
+
+def _end_waits(filesystem: Any) -> None:
+    """Make the client of S3 end its waits: s3fs's retries are left out, and an upload
+    is not announced first, since aiohttp would wait for leave to send it for ever.
+
+    Source: ``Expect: 100-continue`` of botocore's ``add_expect_header``, which aiohttp
+    3.14 awaits outside of its timeouts.
+    """
+    if type(filesystem).__name__ != "S3FileSystem":
+        return
+    filesystem.retries = 1
+    if filesystem.session is None:
+        from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+        from botocore.handlers import (  # type: ignore[import-untyped]
+            add_expect_header,
+        )
+
+        filesystem.session = AioSession(**filesystem.kwargs)
+        filesystem.session.unregister("before-call.s3", add_expect_header)
 
 
 def _package(scheme: str) -> str:
@@ -130,8 +154,11 @@ def named(path: Path, remedy: str = ROOM, *, doing: str = "written") -> Iterator
         raise
     except _storage_errors() as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if remedy is ROOM and is_remote(path):
+            remedy = REACH
         raise StoreError(
-            f"{redact_url(str(path))}: cannot be {doing} ({reason}). {remedy}"
+            f"{redact_url(str(path))}: cannot be {doing} ({redact_text(reason)}). "
+            f"{remedy}"
         ) from error
 
 
@@ -422,7 +449,7 @@ def remove(path: Path) -> None:
     Raises:
         StoreError: it cannot be deleted.
     """
-    with named(path, "May it be written to?", doing="deleted"):
+    with named(path, REACH, doing="deleted"):
         path.unlink(missing_ok=True)
 
 
@@ -432,7 +459,7 @@ def remove_tree(path: Path) -> None:
     Raises:
         StoreError: it cannot be deleted.
     """
-    with named(path, "May it be written to?", doing="deleted"):
+    with named(path, REACH, doing="deleted"):
         if not path.exists():
             return
         if is_remote(path):
