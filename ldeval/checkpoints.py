@@ -17,7 +17,6 @@ other layouts need is in :mod:`foreign_layouts`.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,15 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
 from ldeval.errors import CheckpointError, MissingExtraError
+from ldeval.files import strict_json
 from ldeval.foreign_layouts import conversion, foreign_steps
 from ldeval.records import Checkpoint
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _ADAPTER = "adapter_config.json"
+_LONGEST_NAME = 250
+"""Characters of a file name, which no file system takes many more of."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         CheckpointError: naming the file.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = strict_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as JSON ({error}). Save or copy it again."
@@ -156,10 +158,11 @@ def _shard_names(index: Path) -> list[str]:
         )
     shards = set(map(str, names.values()))
     for name in shards:
-        if PureWindowsPath(name).name != name or name == "..":
+        plain = PureWindowsPath(name).name == name and "\0" not in name
+        if not plain or name in ("", "..") or len(name) > _LONGEST_NAME:
             raise CheckpointError(
-                f"{index}: names {name!r}, outside its folder, which no saver writes. "
-                "Do not use this checkpoint unless you know why."
+                f"{index}: names {name[:80]!r}, empty or outside its folder, which no "
+                "saver writes. Do not use this checkpoint unless you know why."
             )
     return sorted(shards)
 
@@ -228,7 +231,6 @@ def _check_whole(path: Path) -> None:
     except ImportError as error:
         raise MissingExtraError("safetensors", "hf") from error
     try:
-        size = path.stat().st_size
         with safe_open(str(path), framework="np") as handle:
             names = len(handle.keys())
     except FileNotFoundError as error:
@@ -238,7 +240,8 @@ def _check_whole(path: Path) -> None:
         ) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read as safetensors ({error}); it has {size} bytes. "
+            f"{path}: cannot be read as safetensors ({error}); it has "
+            f"{path.stat().st_size} bytes. "
             "Was it cut short while being written or copied? Save or copy it again."
         ) from error
     if not names:
@@ -315,7 +318,7 @@ def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
             size = int.from_bytes(handle.read(8), "little")
             if size > path.stat().st_size:
                 raise ValueError(f"a header of {size} bytes in a shorter file")
-            header = json.loads(handle.read(size))
+            header = strict_json(handle.read(size))
         for name, entry in header.items():
             if name != "__metadata__":
                 _check_entry(name, entry)

@@ -21,8 +21,19 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ldeval.errors import StoreError
-from ldeval.files import local_copy, place, read_text, remove, write_whole, written
+from ldeval.files import (
+    DAMAGED_ARRAY,
+    local_copy,
+    place,
+    read_text,
+    remove,
+    strict_json,
+    understood,
+    write_whole,
+    written,
+)
 from ldeval.records import LEVELS_VERSION, LevelColumn, LevelRun
+from ldeval.records.checked import check_types
 from ldeval.store import list_steps, run_folder
 
 LEVELS = "levels.json"
@@ -69,8 +80,11 @@ def read_levels(run: str | Path) -> LevelRun:
         StoreError: it is damaged or of another version.
     """
     path = place(run) / LEVELS
-    try:
-        record = json.loads(read_text(path))
+    with understood(path, "Import the file again."):
+        try:
+            record = strict_json(read_text(path))
+        except FileNotFoundError as error:
+            raise StoreError(f"{path}: is not there. Import the file again.") from error
         version = record.pop("levels_version")
         if version != LEVELS_VERSION:
             raise StoreError(
@@ -82,15 +96,13 @@ def read_levels(run: str | Path) -> LevelRun:
         prompts = (
             {} if digest is None else _read_prompts(path.with_name(PROMPTS), digest)
         )
-        record["steps"] = tuple(int(step) for step in record["steps"])
-        record["notes"] = tuple(record["notes"])
-        return LevelRun(columns=columns, prompts=prompts, **record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(
-            f"{path}: cannot be read ({error}). Import the file again."
-        ) from error
+        for name in ("steps", "notes"):
+            if not isinstance(record[name], list):
+                raise TypeError(f"{name} is no list")
+            record[name] = tuple(record[name])
+        found = LevelRun(columns=columns, prompts=prompts, **record)
+        check_types(found)
+        return found
 
 
 def _read_prompts(path: Path, digest: str) -> dict[str, Any]:
@@ -100,8 +112,13 @@ def _read_prompts(path: Path, digest: str) -> dict[str, Any]:
                 f"{path}: was changed or cut short. Import the file again."
             )
         handle.seek(0)
-        with np.load(handle, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        try:
+            with np.load(handle, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except DAMAGED_ARRAY as error:
+            raise StoreError(
+                f"{path}: cannot be read ({error}). Import the file again."
+            ) from error
 
 
 def _digest(handle: BinaryIO) -> str:
@@ -115,5 +132,5 @@ def _to_json(column: LevelColumn) -> dict[str, Any]:
 
 
 def _from_json(record: dict[str, Any]) -> LevelColumn:
-    values = tuple(math.nan if v is None else float(v) for v in record.pop("values"))
+    values = tuple(math.nan if v is None else v for v in record.pop("values"))
     return LevelColumn(values=values, **record)

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldeval.errors import IncompleteError, StoreError
-from ldeval.files import write_whole
+from ldeval.files import strict_json, write_whole
 from ldeval.records import (
     DYNAMICS_VERSION,
     Agreement,
@@ -41,6 +41,7 @@ from ldeval.records import (
     ProbeResponse,
     RiskReport,
 )
+from ldeval.records.checked import check_types
 
 PREDICTION, INFLUENCE, RISK = "prediction.json", "influence.json", "risk.json"
 TABLE, ROWS = "influence.parquet", "influence.rows.jsonl"
@@ -61,17 +62,21 @@ def read_prediction(folder: Path) -> Prediction:
     """
     record = _read(folder / PREDICTION)
     with _Reading(folder / PREDICTION):
-        return Prediction(
+        responses = _responses(record)
+        rows, factors = len(responses), tuple(_list(record["factors"]))
+        found = Prediction(
             settings=record["settings"],
-            responses=_responses(record),
-            parts={name: _array(part) for name, part in record["parts"].items()},
-            factors=tuple(record["factors"]),
-            measured=_array(record["measured"]),
+            responses=responses,
+            parts={n: _array(part, rows) for n, part in record["parts"].items()},
+            factors=factors,
+            measured=_array(record["measured"], len(factors), rows),
             agreements=tuple(
                 Agreement(**_numbers(a, ("kind",))) for a in record["agreements"]
             ),
             error_slope=_number(record["error_slope"]),
         )
+        check_types(found)
+        return found
 
 
 def write_influence(folder: Path, found: InfluenceTable) -> Path:
@@ -112,24 +117,28 @@ def read_influence(folder: Path) -> InfluenceTable:
                 return None
             return np.asarray(columns[name], np.float64).reshape(shape)
 
-        influence = matrix("influence")
+        influence, kernel, error = map(matrix, ("influence", "kernel", "kernel_se"))
         if influence is None:
             raise KeyError("influence")
-        return InfluenceTable(
+        if (kernel is None) != (error is None):
+            raise KeyError("kernel_se" if error is None else "kernel")
+        found = InfluenceTable(
             settings=record["settings"],
             responses=_responses(record),
-            examples=tuple(record["examples"]),
+            examples=tuple(_list(record["examples"])),
             influence=influence,
-            history=_array(record["history"]),
-            decay=_array(record["decay"]),
-            total=_array(record["total"]),
+            history=_array(record["history"], shape[0]),
+            decay=_array(record["decay"], shape[0]),
+            total=_array(record["total"], shape[0]),
             gap=_number(record["gap"]),
             exact=record["exact"],
             projection={k: _number(v) for k, v in record["projection"].items()},
-            kernel=matrix("kernel"),
-            kernel_se=matrix("kernel_se"),
+            kernel=kernel,
+            kernel_se=error,
             texts=record.get("texts") or {},
         )
+        check_types(found)
+        return found
 
 
 def write_risk(path: Path, found: RiskReport) -> Path:
@@ -151,12 +160,14 @@ def read_risk(path: Path) -> RiskReport:
         pairs = [dict(row) for row in record["pairs"]]
         for row in pairs:
             row.pop("both_fall")
-        return RiskReport(
+        found = RiskReport(
             settings=record["settings"],
             ranked_by=record["ranked_by"],
             pairs=tuple(PairRisk(**_numbers(row, ("example_id",))) for row in pairs),
             skipped=tuple((place, reason) for place, reason in record["skipped"]),
         )
+        check_types(found)
+        return found
 
 
 def read_results(place: Path) -> DynamicsResults:
@@ -235,7 +246,7 @@ def _read(path: Path) -> dict[str, Any]:
             )
         raise StoreError(f"{path}: no such file.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = strict_json(path.read_bytes())
         version = record["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: cannot be read ({error}). Compute it again.") from (
@@ -259,12 +270,14 @@ class _Reading:
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         known = (
-            KeyError,
+            LookupError,
             TypeError,
             ValueError,
+            ArithmeticError,
             AttributeError,
             OSError,
-            pa.ArrowInvalid,
+            RecursionError,
+            pa.ArrowException,
         )
         if isinstance(error, known) and not isinstance(error, StoreError):
             raise StoreError(
@@ -274,7 +287,12 @@ class _Reading:
 
 
 def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+    """null is NaN; text and truth are no numbers, though Python would take them."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{str(value)[:40]!r} is no number")
+    return float(value)
 
 
 def _numbers(row: Mapping[str, Any], texts: tuple[str, ...]) -> dict[str, Any]:
@@ -285,9 +303,24 @@ def _numbers(row: Mapping[str, Any], texts: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _array(value: Any) -> FloatArray:
-    return np.asarray(value, np.float64)
+def _list(value: Any) -> list[Any]:
+    """A list; a text too could be taken apart, into its characters."""
+    if not isinstance(value, list):
+        raise TypeError(f"{str(value)[:40]!r} is no list")
+    return value
+
+
+def _array(value: Any, *shape: int) -> FloatArray:
+    """Numbers of a shape, which says how deep the lists go."""
+    if len(shape) > 1:
+        found = np.array([_array(item, *shape[1:]) for item in _list(value)])
+    else:
+        found = np.array([_number(item) for item in _list(value)], np.float64)
+    if found.shape != shape:
+        raise ValueError(f"an array of shape {found.shape} in place of {shape}")
+    return found
 
 
 def _responses(record: Mapping[str, Any]) -> tuple[ProbeResponse, ...]:
-    return tuple(ProbeResponse(**_numbers(r, ())) for r in record["responses"])
+    rows = _list(record["responses"])
+    return tuple(ProbeResponse(**_numbers(row, ())) for row in rows)

@@ -12,9 +12,9 @@ log-probability, which is how a file is told.
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ldeval.errors import StoreError
+from ldeval.files import DAMAGED_ARRAY, strict_json
 from ldeval.integrations.reruns import separate_reruns
 from ldeval.records import REFERENCE_FIELDS, LevelColumn, LevelRun, Split
 
@@ -106,24 +107,27 @@ def _from_metrics(path: Path, options: ImportOptions) -> LevelRun:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
+    number = 0
     try:
-        with path.open(encoding="utf-8") as handle:
+        with path.open("rb") as handle:
             for number, line in enumerate(handle, 1):
                 if not line.strip():
                     continue
-                record = json.loads(line)
+                record = strict_json(line, undefined=True)
                 if not isinstance(record, dict):
                     raise StoreError(
                         f"{path}:{number}: holds {type(record).__name__}, not an "
                         "object of one evaluation."
                     )
                 rows.append(record)
-    except (OSError, UnicodeDecodeError) as error:
+    except StoreError:
+        raise
+    except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error}).") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise StoreError(
-            f"{path}:{len(rows) + 1}: not JSON ({error.msg}). Each line must be one "
-            "evaluation; was the file cut short? Delete the line to go without it."
+            f"{path}:{number}: not JSON ({error}). Each line must be one evaluation; "
+            "was the file cut short? Delete the line to go without it."
         ) from error
     if len(rows) < 2:
         raise StoreError(f"{path}: {len(rows)} evaluations; at least two are needed.")
@@ -142,8 +146,10 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _number(value: Any) -> float:
     """NaN for what is absent, null or not a number."""
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if plain and math.isfinite(value) else math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    # an integer can be larger than any float; compared, it is not converted
+    return float(value) if abs(value) <= sys.float_info.max else math.nan
 
 
 def _argmax_column(
@@ -273,7 +279,7 @@ def _from_array(path: Path, options: ImportOptions) -> LevelRun:
 def _load_array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except DAMAGED_ARRAY as error:
         raise StoreError(
             f"{path}: cannot be read ({error}). Arrays of objects, such as "
             "argmax_token_*.npy, are never unpickled."

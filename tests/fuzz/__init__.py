@@ -1,0 +1,1 @@
+"""Fuzzing of what reads files: see :mod:`tests.fuzz.targets`."""
