@@ -214,9 +214,8 @@ class Command:
         self._done(self.arguments(older=True))
         self.old = files_of(self.out)
         self.start(older=False)
-        self._done(self.arguments(), Faults((self.out,), trace=trace))
-        self.start(older=False)
-        self.undisturbed = self._done(self.arguments()).seconds
+        counted = Faults((self.out,), trace=trace)
+        self.undisturbed = self._done(self.arguments(), counted).seconds
         self.new = files_of(self.out)
         if self.old == self.new:
             raise ValueError(f"{self.name}: the older result must differ")
@@ -288,6 +287,10 @@ class Build(Command):
     name = "build"
     target = "probes.jsonl"
 
+    def __init__(self, place: Path, prompts: int = 60) -> None:
+        super().__init__(place)
+        self._prompts = prompts
+
     def inputs(self) -> None:
         rows = [
             {
@@ -295,7 +298,7 @@ class Build(Command):
                 "good": f"Bakers quickly mixed flour number{n} in several large bowls.",
                 "bad": f"Nobody here remembers anything about question{n} any longer.",
             }
-            for n in range(60)
+            for n in range(self._prompts)
         ]
         self.source = self.place / "pairs.jsonl"
         self.source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -383,12 +386,12 @@ class Sweep(Command):
         if found.status == 0 and not steps:
             yield Finding("wrong", "a comparison of nothing")
         elif found.status == 0:
-            if json.loads(told.read_text()) != self._expected():
+            if plain(told.read_bytes()) != self._expected():
                 yield Finding("wrong", f"a comparison that {steps} do not give")
         elif not found.refused:
             yield Finding("unclear", last(found))
 
-    def _expected(self) -> object:
+    def _expected(self) -> bytes | None:
         """What a comparison gives of those files that are there, undamaged."""
         names = tuple(sorted(files_of(self.out).keys() & self.new.keys()))
         if names not in self._told:
@@ -399,12 +402,12 @@ class Sweep(Command):
                 (store / name).write_bytes(self.new[name])
             told = self.place / "expected.json"
             self._done(["-q", "diff", str(store / "run"), "--json", str(told)])
-            self._told[names] = json.loads(told.read_text())
+            self._told[names] = plain(told.read_bytes())
         return self._told[names]
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
-        self._told: dict[tuple[str, ...], object] = {}
+        self._told: dict[tuple[str, ...], bytes | None] = {}
 
 
 class Report(Sweep):

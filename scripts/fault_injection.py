@@ -62,6 +62,8 @@ class Faults:
     disk."""
     clock: Callable[[float], float] | None = None
     """The time of day that it is told, from the true one; a function of a module."""
+    user: int | None = None
+    """The user it becomes: permissions do not hold for root."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -177,11 +179,16 @@ def _run(arguments: list[str], log: Path, faults: Faults) -> NoReturn:
 
 def _main(arguments: list[str], faults: Faults) -> int:
     import torch
+    from fsspec.config import conf, set_conf_env
 
     from ldeval.cli import main
 
     torch.set_num_threads(1)
     os.environ.update(faults.environment)
+    set_conf_env(conf)  # fsspec read its own once, in the server
+    if faults.user is not None:
+        os.setegid(faults.user)
+        os.seteuid(faults.user)
     if faults.clock is not None:
         _set_clock(faults.clock)
     if faults.largest_file is not None:
@@ -198,6 +205,11 @@ def _main(arguments: list[str], faults: Faults) -> int:
         with io.FileIO(faults.trace, "w") as trace:
             trace.write(json.dumps(counted.seen).encode())
     return status
+
+
+def jumping(true: float) -> float:
+    """A clock that leaps ten years forth or back each millisecond."""
+    return true + (1 if int(true * 1000) % 2 else -1) * 5 * 365 * 86400
 
 
 def _set_clock(told: Callable[[float], float]) -> None:
