@@ -669,8 +669,10 @@ def manifest_from_json(record: Any, place: str) -> Manifest:
     with understood(Path(place), remedy):
         values = {key: value for key, value in record.items() if key in fields}
         values["excluded"] = tuple(Excluded(**item) for item in record["excluded"])
-        values["split_exceptions"] = tuple(record["split_exceptions"])
-        values["notes"] = tuple(record["notes"])
+        for name in ("split_exceptions", "notes"):
+            if not isinstance(record[name], list):
+                raise TypeError(f"{name} is {type(record[name]).__name__}, not a list")
+            values[name] = tuple(record[name])
         floor = record.get("noise_floor")
         values["noise_floor"] = None if floor is None else NoiseFloor(**floor)
         seconds = record["seconds"]
