@@ -211,9 +211,12 @@ def test_a_tensor_named_by_half_a_character_is_refused() -> None:
     assert not TARGETS["header"].check(data)
 
 
-def _parquet_changed(data: bytes, change: Callable[[pa.Table], pa.Table]) -> bytes:
+def _parquet_changed(
+    data: bytes, change: Callable[[pa.Table], pa.Table], compression: str = "none"
+) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(change(pq.read_table(io.BytesIO(data))), sink)
+    table = change(pq.read_table(io.BytesIO(data)))
+    pq.write_table(table, sink, compression=compression, use_dictionary=False)
     return sink.getvalue()
 
 
@@ -273,6 +276,24 @@ def test_a_probe_dataset_with_meta_that_is_no_text_is_refused(value: Any) -> Non
         return table.set_column(at, "meta", pa.array([value] * len(table)))
 
     data = _parquet_changed(TARGETS["dataset"].seeds()[0], change)
+    assert not TARGETS["dataset"].check(data)
+
+
+@pytest.mark.parametrize("column", ["messages", "chosen"])
+def test_a_probe_dataset_that_would_fill_memory_is_refused(column: str) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        table = table.slice(0, 1)
+        at, kind = table.column_names.index(column), table.schema.field(column).type
+        if column == "chosen":
+            huge = pa.array(["a" * (2**26 + 1)], kind)
+        else:
+            ends = pa.array([0, 2 * 10**6], pa.int32())
+            nothing = pa.nulls(2 * 10**6, kind.value_type)
+            huge = pa.ListArray.from_arrays(ends, nothing, type=kind)
+        return table.set_column(at, column, huge)
+
+    data = _parquet_changed(TARGETS["dataset"].seeds()[0], change, "zstd")
+    assert len(data) < 10**5
     assert not TARGETS["dataset"].check(data)
 
 
