@@ -253,6 +253,11 @@ def parse_probe(
     probe_id = _text(record.get("probe_id"), "probe_id", place)
     if not probe_id:
         raise place.fault("probe_id", "is empty.", "Give each probe its own id.")
+    if "\0" in probe_id:
+        # arrays of texts drop it at the end: two ids would become one
+        raise place.fault(
+            "probe_id", "holds a NUL character.", "Give an id that can be written out."
+        )
     trained = record.get("trained")
     if not isinstance(trained, bool):
         raise place.fault(

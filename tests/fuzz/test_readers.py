@@ -183,6 +183,12 @@ def test_a_field_that_cannot_be_printed_is_named_by_its_escape() -> None:
         assert not TARGETS["probes"].check(json_lines([record]))
 
 
+def test_an_id_that_an_array_would_cut_is_refused() -> None:
+    records = [RECORDS[0] | {"probe_id": name} for name in ("a", "a\0")]
+    assert TARGETS["probes"].check(json_lines(records[:1]))
+    assert not TARGETS["probes"].check(json_lines(records))
+
+
 def test_metrics_that_no_float_can_hold_are_absent() -> None:
     rows = TARGETS["metrics"].seeds()[0].replace(b"-1.5", b"1" + b"0" * 400)
     assert TARGETS["metrics"].check(rows)
