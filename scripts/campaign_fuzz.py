@@ -9,8 +9,9 @@ inputs; half of them are mutated in the file's own form. Without it, ``--engine 
 mutates files of the real writers. A finding is an input at which a reader raised
 anything but an error of ldeval's that names the file, gave a record that is not valid
 or does not survive being written and read, or hung, crashed or took more than the
-memory it may. Each kind of finding is kept once, as a file. Prints a table; exits 1
-where there was a finding.
+memory it may. Each kind of finding is kept once, as a file, which ``--reader NAME
+--replay FILE`` gives to the reader again: a machine that was halted looks like a hang.
+Prints a table; exits 1 where there was a finding.
 """
 
 from __future__ import annotations
@@ -215,6 +216,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="readers at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("fuzz_findings"))
+    parser.add_argument("--replay", type=Path, help="give one reader this input again")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.output = options.output.resolve()
@@ -223,6 +225,12 @@ def main() -> int:
     if options.child:
         fuzz = fuzz_with_atheris if options.engine == "atheris" else fuzz_at_random
         fuzz(options, options.child, options.output / options.child)
+        return 0
+    if options.replay and options.reader:
+        from tests.fuzz.targets import TARGETS
+
+        accepted = TARGETS[options.reader[0]].check(options.replay.read_bytes())
+        print("accepted" if accepted else "refused as it should be")
         return 0
     if options.engine == "atheris":
         try:
