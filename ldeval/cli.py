@@ -24,6 +24,7 @@ from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.output import (
     CleanParser,
     complain,
+    flush_output,
     print_traceback,
     say,
     start_logging,
@@ -48,7 +49,11 @@ def run() -> NoReturn:
     sys.excepthook = print_traceback
     try:
         status = main()
-        sys.stdout.flush()
+        try:
+            flush_output()
+        except LdevalError as error:
+            complain(f"ldeval: error: {error}")
+            status = 2
     except BrokenPipeError:
         # the reader, `head` say, went away; nothing is left to flush into its pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,7 +26,7 @@ import time
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -244,10 +244,36 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    if isinstance(content, str):
-        content = content.encode("utf-8", "backslashreplace")
     with written(path) as handle:
-        handle.write(content)
+        handle.write(_encoded(content))
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """Write files that tell one story, the last of which says that all are there.
+
+    None gets its name before all are written, and an older last one goes before the
+    first of the others is replaced: it would speak of files that are new.
+
+    Args:
+        contents: in order; as for :func:`write_whole`.
+
+    Raises:
+        StoreError: one cannot be written; older ones stay where the disk was full.
+    """
+    last = list(contents)[-1]
+    with contextlib.ExitStack() as stack:
+        # closed, which renames, in the opposite order
+        for path, content in reversed(list(contents.items())):
+            handle = stack.enter_context(written(path))
+            handle.write(_encoded(content))
+            handle.flush()
+        remove(last)
+
+
+def _encoded(content: bytes | str) -> bytes:
+    if isinstance(content, str):
+        return content.encode("utf-8", "backslashreplace")
+    return content
 
 
 def copy_whole(source: Path, target: Path) -> None:

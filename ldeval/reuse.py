@@ -70,23 +70,23 @@ def from_another_run(
     """
     for name, item in _other_steps(store, run):
         try:
-            manifest = read_manifest(item.folder)
+            if question.differs(read_manifest(item.folder)) is not None:
+                continue
+            table = read_table(item.folder)
         except StoreError as error:
             log.warning("not looked into: %s", error)
             continue
-        if question.differs(manifest) is None:
-            log.info("%s: same weights as %s", checkpoint.path, item.folder)
-            table = read_table(item.folder)
-            note = f"the same weights were scored as {name} step {item.step}"
-            renamed = replace(
-                table.manifest,
-                run=run,
-                objective=objective,
-                step=checkpoint.step,
-                checkpoint=checkpoint.path,
-                notes=(*table.manifest.notes, note),
-            )
-            return replace(table, manifest=renamed)
+        log.info("%s: same weights as %s", checkpoint.path, item.folder)
+        note = f"the same weights were scored as {name} step {item.step}"
+        renamed = replace(
+            table.manifest,
+            run=run,
+            objective=objective,
+            step=checkpoint.step,
+            checkpoint=checkpoint.path,
+            notes=(*table.manifest.notes, note),
+        )
+        return replace(table, manifest=renamed)
     return None
 
 

@@ -249,6 +249,7 @@ class Sweep:
             "origin_weights": self._origin,
             **({"serve": True} if settings.serve else {}),
         }
+        self._texts_kept = False
         self._scored: list[int] = []
         self._kept: list[int] = []
         self._broken: list[BrokenCheckpoint] = []
@@ -320,9 +321,11 @@ class Sweep:
             if not self._reused(folder, question, checkpoint):
                 self._compute(folder, checkpoint, digest)
             self._scored.append(checkpoint.step)
-            if len(self._scored) == 1:
-                lenders = [checkpoint.folder, settings.base or checkpoint.folder]
-                keep_texts(folder.parent, settings.probes, lenders)
+        if not self._texts_kept:
+            # beside a finished step too: what was killed may not have come so far
+            lenders = [checkpoint.folder, settings.base or checkpoint.folder]
+            keep_texts(folder.parent, settings.probes, lenders)
+            self._texts_kept = True
         self._count_floor(read_manifest(folder))
         if self._reference_step is None:
             self._refer_to(folder)

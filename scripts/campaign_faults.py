@@ -435,10 +435,18 @@ class Report(Sweep):
         if files_of(self.store) != self.kept:
             yield Finding("lost", "the store was changed")
         there = files_of(self.out)
-        if there.get(self.whole) == self.new[self.whole] and any(
-            there.get(name) != self.new[name] for name in self.new
-        ):
-            yield Finding("wrong", f"{self.whole} is there before what it links to")
+        for one in (self.old, self.new):
+            linked = [name for name in one if name.startswith("report/")]
+            if there.get(self.whole) == one[self.whole] and any(
+                there.get(name) != one[name] for name in linked
+            ):
+                yield Finding("wrong", f"{self.whole} is not of what it links to")
+
+    def damage(self) -> Iterator[Finding]:
+        """An older ``report.md`` goes before the first of the files that it links to is
+        replaced; nothing else may be gone."""
+        gone = Finding("lost", self.whole)
+        return (finding for finding in super().damage() if finding != gone)
 
 
 class Diff(Report):

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import NoReturn
 
+from ldeval.errors import StoreError
 from ldeval.printable import visible_lines
 from ldeval.redact import environment_secrets, redact_text
 
@@ -29,8 +30,40 @@ def clean(text: object, also: Iterable[str] = ()) -> str:
 
 
 def say(text: object) -> None:
-    """Print a line of results, whatever is in it."""
-    print(clean(text))
+    """Print a line of results, whatever is in it.
+
+    Raises:
+        StoreError: standard output is a file on a full disk, say.
+    """
+    try:
+        print(clean(text))
+    except BrokenPipeError:
+        raise  # the reader has seen enough
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def flush_output() -> None:
+    """Bring out what :func:`say` printed.
+
+    Raises:
+        StoreError: as :func:`say`; what could not be written is dropped then.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # else the interpreter would try again while it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> StoreError:
+    return StoreError(
+        f"standard output: cannot be written ({error.strerror}). Free space, or send "
+        "it elsewhere; files that were named on the command line are written."
+    )
 
 
 def complain(text: object, also: Iterable[str] = ()) -> None:

@@ -6,6 +6,7 @@ else is refused, not mixed in. A line that a kill cut short is dropped and done 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ldeval.errors import StoreError
+from ldeval.files import named, remove
 
 
 class Journal:
@@ -35,10 +37,11 @@ class Journal:
     def __enter__(self) -> Self:
         if self._path is None:
             return self
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self._read() if self._path.is_file() else 0
-        self._handle = self._path.open("ab")
-        self._handle.truncate(whole)
+        with named(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            whole = self._read() if self._path.is_file() else 0
+            self._handle = self._path.open("ab")
+            self._handle.truncate(whole)
         if not whole:
             self._append({"settings": self._settings})
         return self
@@ -50,7 +53,9 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         if self._handle is not None:
-            self._handle.close()
+            # what a full disk refused is still in the buffer, and refused again
+            with contextlib.suppress(OSError):
+                self._handle.close()
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -60,7 +65,11 @@ class Journal:
         return self._blocks.get(name)
 
     def put(self, name: str, values: Sequence[float]) -> None:
-        """Keep a finished block: it is on disk when this returns."""
+        """Keep a finished block: it is on disk when this returns.
+
+        Raises:
+            StoreError: the disk is full, say; blocks that were kept stay.
+        """
         self._blocks[name] = list(values)
         if self._handle is not None:
             self._append({"block": name, "values": self._blocks[name]})
@@ -71,12 +80,14 @@ class Journal:
             self._handle.close()
             self._handle = None
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            remove(self._path)
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        self._handle.write(json.dumps(record).encode() + b"\n")
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
+        assert self._path is not None
+        with named(self._path):
+            self._handle.write(json.dumps(record).encode() + b"\n")
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
 
     def _read(self) -> int:
         """Take up what is there; returns the length of its whole lines in bytes."""

@@ -32,7 +32,7 @@ import torch
 from transformers import TrainerCallback
 
 from ldeval.errors import TrainedRecordError
-from ldeval.files import copy_whole, write_whole
+from ldeval.files import copy_whole, named, write_whole
 from ldeval.store import TRAINED
 
 log = logging.getLogger(__name__)
@@ -233,7 +233,8 @@ class ExampleRecorder(TrainerCallback):  # type: ignore[misc]  # untyped
         """Go on after the step that training starts from."""
         self._seen, self._tokens = [], []
         folder = Path(args.output_dir) / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
+        with named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"rank_{args.process_index:05d}.jsonl"
         kept = [r for r in _lines(self._path) if r["step"] <= state.global_step]
         _rewrite(self._path, kept)
@@ -247,7 +248,7 @@ class ExampleRecorder(TrainerCallback):  # type: ignore[misc]  # untyped
         if counted and len(counted) == len(self._tokens):
             line["tokens"] = sum(counted)
         self._seen, self._tokens = [], []
-        with self._path.open("a", encoding="utf-8") as handle:
+        with named(self._path), self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def on_save(self, args: Any, state: Any, control: Any, **objects: Any) -> None:

@@ -74,6 +74,9 @@ class AnswerCache:
                     key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
                 """
             )
+        except sqlite3.OperationalError as error:
+            with named(path):
+                raise error
         except sqlite3.DatabaseError as error:
             raise StoreError(
                 f"{path}: not a cache of answers ({error}). Delete it, or name another "

@@ -1,6 +1,7 @@
 """Writes a report into a folder, each file whole or not at all.
 
-``report.md`` comes last: where it is there, everything that it links to is there too.
+``report.md`` comes last, and an older one goes first: where it is there, everything
+that it links to is there too, and of the same report.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldeval.errors import MissingExtraError
-from ldeval.files import write_whole
+from ldeval.files import write_together, write_whole
 from ldeval.records import Comparison
 from ldeval.report.canvas import image
 from ldeval.report.dynamics_json import results_json, results_rows
@@ -54,21 +55,23 @@ def write_report(
         raise ValueError("a report needs at least one comparison; none came")
     runs = pages or [PageRun(comparison) for comparison in comparisons]
     found = [[results_json(joined) for joined in run.dynamics] for run in runs]
-    write_whole(folder / "report.json", dumps(report_json(comparisons, title, found)))
+    contents: dict[Path, bytes | str] = {}
+    contents[folder / "report.json"] = dumps(report_json(comparisons, title, found))
     rows = [results_rows(records) for records in found]
     for name, text in to_csv(comparisons, rows).items():
-        write_whole(folder / f"{name}.csv", text)
-    write_page(runs, folder / "report.html", title=title)
-    figures, remark = _write_figures(comparisons, folder)
+        contents[folder / f"{name}.csv"] = text
+    contents[folder / "report.html"] = render_page(runs, title=title)
+    drawn, figures, remark = _figures(comparisons)
+    contents |= {folder / name: image for name, image in drawn.items()}
     report = folder / "report.md"
-    text = render_markdown(
+    contents[report] = render_markdown(
         comparisons,
         figures,
         title=title,
         remark=remark,
         dynamics=[run.dynamics for run in runs],
     )
-    write_whole(report, text)
+    write_together(contents)
     return report
 
 
@@ -86,17 +89,19 @@ def write_page(
     write_whole(path, text)
 
 
-def _write_figures(
-    comparisons: Sequence[Comparison], folder: Path
-) -> tuple[dict[str, str], str | None]:
-    """Links of the figures by key, and what to say where none could be drawn."""
+def _figures(
+    comparisons: Sequence[Comparison],
+) -> tuple[dict[str, bytes], dict[str, str], str | None]:
+    """Figures by file name, their links by key, and what to say where none could be
+    drawn."""
+    drawn: dict[str, bytes] = {}
     links = {}
     for item in plan(comparisons):
         try:
             figure = item.draw()
         except MissingExtraError as error:
-            return {}, f"This report has no figures: {error}"
-        write_whole(folder / f"{item.key}.svg", image(figure, "svg"))
-        write_whole(folder / f"{item.key}.png", image(figure, "png"))
+            return {}, {}, f"This report has no figures: {error}"
+        for kind in ("svg", "png"):
+            drawn[f"{item.key}.{kind}"] = image(figure, kind)
         links[item.key] = f"{item.key}.png"
-    return links, None
+    return drawn, links, None
