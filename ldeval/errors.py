@@ -13,6 +13,7 @@ ldeval still handles it sensibly::
     ├── ScoringError (RuntimeError)        a backend could not give a trustworthy score
     │   ├── KnownAnswerError               scores differ from an independent computation
     │   └── UnsupportedBackendError        a setting or model not scored exactly
+    ├── ClusterError (RuntimeError)        a Ray cluster lacks what a sweep needs
     ├── TrainedRecordError (ValueError)    it cannot be told what was trained when
     ├── EndpointError (ConnectionError)    a rephrasing endpoint cannot be used
     ├── TheoryError (ValueError)           a loss, a step or a toy lacks what it needs
@@ -102,6 +103,11 @@ class KnownAnswerError(ScoringError):
 
 class UnsupportedBackendError(ScoringError):
     """A model type or a setting for which exact per-token scores cannot be had."""
+
+
+class ClusterError(LdevalError, RuntimeError):
+    """A Ray cluster cannot be joined, has no room, or loses workers again and again; no
+    fault of a checkpoint."""
 
 
 class TrainedRecordError(LdevalError, ValueError):

@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.decodes import decodes_place
-from ldeval.errors import CheckpointError
-from ldeval.files import is_remote, remove_tree
+from ldeval.errors import CheckpointError, ClusterError, ScoringError, StoreError
+from ldeval.files import remove_tree
 from ldeval.lease import writing
-from ldeval.ray_pool import (
-    Cluster,
-    Pool,
-    Task,
-    connected,
-    folder_of,
-    worker_class,
-)
+from ldeval.ray_cluster import Cluster, connected
+from ldeval.ray_pool import Pool, Task
+from ldeval.ray_worker import Outcome, worker_class
 from ldeval.records import Checkpoint, NoiseFloor
 from ldeval.scoring.noise import noise_sample
 from ldeval.shards import (
@@ -37,9 +32,15 @@ from ldeval.shards import (
     join_step,
     sample_scores,
     seed_step,
-    step_tables,
 )
-from ldeval.store import MANIFEST, read_manifest, run_folder, step_folder
+from ldeval.store import (
+    MANIFEST,
+    StoredTable,
+    open_table,
+    read_manifest,
+    run_folder,
+    step_folder,
+)
 from ldeval.sweep import (
     Sweep,
     SweepResult,
@@ -59,19 +60,15 @@ def sweep_on_ray(
 
     Raises:
         MissingExtraError: ray is not installed.
-        ScoringError: no cluster, no room in it, or workers that are lost again and
+        ClusterError: no cluster, no room in it, or workers that are lost again and
             again; finished work is kept.
         CheckpointError, StoreError, MismatchError: as a local sweep.
     """
-    checkpoints = [_everywhere(found) for found in all_checkpoints(runs)]
-    store = settings.store
-    settings = replace(settings, store=store if is_remote(store) else store.resolve())
     results = {}
-    with connected(cluster) as found, _pool(found, settings, checkpoints) as pool:
+    with connected(cluster) as found, _pool(found, settings, runs) as pool:
         for run, stage in stages(runs, settings):
-            stage = replace(stage, base=_path(stage.base))
             target = run_folder(stage.store, stage.run)
-            todo = [_everywhere(item) for item in jobs(run, stage.base)]
+            todo = jobs(run, stage.base)
             with (
                 writing(target) as still_held,
                 ShardedSweep(stage, run, pool, found, todo) as work,
@@ -82,27 +79,36 @@ def sweep_on_ray(
 
 @contextlib.contextmanager
 def _pool(
-    cluster: Cluster, settings: SweepSettings, checkpoints: Sequence[Checkpoint]
+    cluster: Cluster, settings: SweepSettings, runs: Sequence[str | Path]
 ) -> Iterator[Pool]:
     actor = worker_class(cluster)
-    arguments = (settings.model, dict(settings.model_args), _path(settings.base))
+    begin_with = (
+        str(Path.cwd()),
+        settings.model,
+        dict(settings.model_args),
+        _absolute(settings.base),
+        [_everywhere(found) for found in all_checkpoints(runs)],
+    )
 
-    def start() -> Any:
-        return actor.remote(*arguments, checkpoints)
+    def start() -> tuple[Any, Any]:
+        worker = actor.remote()
+        return worker, worker.ready.remote(*begin_with)
 
-    pool = Pool(cluster, start, cluster.workers or 1, settings.progress)
+    workers = min(cluster.workers or 1, len(settings.probes))
+    pool = Pool(cluster, start, workers, settings.progress)
     try:
         yield pool
     finally:
         pool.close()
 
 
-def _path(folder: str | None) -> str | None:
-    return None if folder is None else folder_of(folder)
+def _absolute(folder: str | None) -> str | None:
+    """A name that means the same to a worker in another folder."""
+    return None if folder is None else str(Path(folder).absolute())
 
 
 def _everywhere(checkpoint: Checkpoint) -> Checkpoint:
-    return replace(checkpoint, path=folder_of(checkpoint.path))
+    return replace(checkpoint, path=str(Path(checkpoint.path).absolute()))
 
 
 class ShardedSweep(Sweep):
@@ -123,17 +129,18 @@ class ShardedSweep(Sweep):
         self._shards = cut(settings.probes, count)
         self._first: Checkpoint | None = None
         pool.begin(
-            {shard.number: self._of(shard) for shard in self._shards}, folder_of(run)
+            {shard.number: self._of(shard) for shard in self._shards},
+            str(Path(run).absolute()),
         )
 
     def _of(self, shard: Shard) -> SweepSettings:
         return replace(
             self._settings,
             probes=shard.probes,
-            store=self._target / FOLDER,
+            store=(self._target / FOLDER).absolute(),
             run=shard.name,
-            base=_path(self._settings.base),
-            initial_model=_path(self._settings.initial_model),
+            base=_absolute(self._settings.base),
+            initial_model=_absolute(self._settings.initial_model),
             progress=False,
             noise=False,
         )
@@ -145,50 +152,70 @@ class ShardedSweep(Sweep):
 
     def _compute(self, folder: Path, checkpoint: Checkpoint, digest: str) -> None:
         """Wait until all shards have the checkpoint, and join them."""
-        first = self._first is None
-        if first:
-            self._pool.submit(
-                [self._task(s, checkpoint, checkpoint) for s in self._shards]
-            )
+        if self._first is not None:
+            self._join(checkpoint)
+            return
+        self._pool.submit([self._task(s, checkpoint, checkpoint) for s in self._shards])
+        try:
+            self._join(checkpoint)
+        except (CheckpointError, ScoringError):
+            # no shard may keep a reference that the others do not have
+            self._pool.forget()
+            for shard in self._shards:
+                remove_tree(self._part(shard, checkpoint.step))
+            raise
+
+    def _join(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.step
         outcomes = self._pool.outcomes(step, self._shards)
-        broken = [outcome.broken for outcome in outcomes if outcome.broken is not None]
-        if broken:
-            if first:
-                # no shard may keep a reference that the others do not have
-                self._pool.forget()
-                for shard in self._shards:
-                    remove_tree(step_folder(self._target / FOLDER, shard.name, step))
-            raise CheckpointError(broken[0])
-        self._alike.check_alike(
-            replace(
-                step_tables(self._target, self._shards, step)[0].manifest,
-                checkpoint=checkpoint.path,
-            )
-        )
+        check_all(outcomes, checkpoint)
+        self._check_seen(outcomes, step)
+        tables = [open_table(self._part(shard, step)) for shard in self._shards]
+        mine = replace(tables[0].manifest, checkpoint=checkpoint.path)
+        self._alike.check_alike(mine)
         join_step(
             self._target,
-            self._shards,
+            tables,
             step,
             self._settings.probes,
             checkpoint=checkpoint.path,
-            floor=self._measured(checkpoint),
+            floor=self._measured(checkpoint, tables),
         )
 
-    def _measured(self, checkpoint: Checkpoint) -> NoiseFloor | None:
+    def _part(self, shard: Shard, step: int) -> Path:
+        """Where a shard has a step."""
+        return step_folder(self._target / FOLDER, shard.name, step)
+
+    def _check_seen(self, outcomes: Sequence[Outcome], step: int) -> None:
+        """Whether workers write where this process reads.
+
+        Raises:
+            StoreError: what one wrote is not here.
+        """
+        for shard, outcome in zip(self._shards, outcomes, strict=True):
+            folder = self._part(shard, step)
+            if not (folder / MANIFEST).is_file():
+                raise StoreError(
+                    f"{folder}: was written on {outcome.machine}, and is not to be "
+                    "seen here. A store of several machines must be on a disk that "
+                    "they share, or at a URL."
+                )
+
+    def _measured(
+        self, checkpoint: Checkpoint, tables: Sequence[StoredTable]
+    ) -> NoiseFloor | None:
         """The noise floor, by one worker for all, once a backend and dtype."""
-        tables = step_tables(self._target, self._shards, checkpoint.step)
         found = tables[0].manifest
         if (found.backend, found.dtype) in self._floors:
             return None
         sample = noise_sample(self._settings.probes.probes)
         floor: NoiseFloor | None = self._pool.ask(
             "noise",
-            checkpoint,
+            _everywhere(checkpoint),
             sample,
             sample_scores(tables, sample),
             self._options,
-            _path(self._settings.base),
+            _absolute(self._settings.base),
         )
         return floor
 
@@ -230,14 +257,30 @@ class ShardedSweep(Sweep):
         if not self._wants_decodes(checkpoint):
             return
         step = checkpoint.step
-        for outcome in self._pool.outcomes(step, self._shards):
-            if outcome.broken is not None:
-                raise CheckpointError(outcome.broken)
+        check_all(self._pool.outcomes(step, self._shards), checkpoint)
         join_decodes(self._target, self._shards, step, self._settings.probes)
 
     @staticmethod
     def _task(shard: Shard, checkpoint: Checkpoint, first: Checkpoint) -> Task:
-        return Task(shard.number, checkpoint, first)
+        return Task(shard.number, _everywhere(checkpoint), _everywhere(first))
+
+
+def check_all(outcomes: Sequence[Outcome], checkpoint: Checkpoint) -> None:
+    """Whether all shards have a checkpoint.
+
+    Raises:
+        CheckpointError: one found it broken.
+        ClusterError: one did not find it, and it is here.
+    """
+    for outcome in outcomes:
+        if outcome.broken is None:
+            continue
+        if outcome.missing and Path(checkpoint.path).is_dir():
+            raise ClusterError(
+                f"{checkpoint.path}: is not to be seen on {outcome.machine}. "
+                "Checkpoints must have the same names on all machines."
+            )
+        raise CheckpointError(outcome.broken)
 
 
 class _NoModels:

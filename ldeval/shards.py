@@ -12,9 +12,10 @@ ever in memory whole. Apart from the distributed sweep, which decides who scores
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ from ldeval.decodes import kept_decodes, write_decodes
 from ldeval.errors import MismatchError
 from ldeval.probes import ProbeSet
 from ldeval.records import (
-    Excluded,
     GreedyDecodes,
     Manifest,
     NoiseFloor,
@@ -33,6 +33,7 @@ from ldeval.records import (
 from ldeval.scoring.score import Key, ResponseScore
 from ldeval.scoring.tables import joined_hash
 from ldeval.store import (
+    MANIFEST,
     StoredTable,
     open_table,
     step_folder,
@@ -112,7 +113,7 @@ def begun_with(run: Path) -> int | None:
 
 def join_step(
     run: Path,
-    shards: Sequence[Shard],
+    tables: Sequence[StoredTable],
     step: int,
     probes: ProbeSet,
     *,
@@ -123,15 +124,15 @@ def join_step(
 
     Args:
         run: ``STORE/RUN``; its name is the table's.
+        tables: of all shards, in order.
         probes: the whole set.
         checkpoint: path of the checkpoint, as the whole sweep names it.
         floor: the noise floor, where it was measured with this step.
 
     Raises:
         MismatchError: the shards were not scored alike.
-        StoreError: one is not complete, or the disk cannot be written.
+        StoreError: one is damaged, or the disk cannot be written.
     """
-    tables = step_tables(run, shards, step)
     manifest = replace(
         _joined([table.manifest for table in tables]),
         run=run.name,
@@ -142,11 +143,6 @@ def join_step(
     )
     parts = (part for table in tables for part in table.chunks())
     return write_parts(step_folder(run.parent, run.name, step), manifest, parts)
-
-
-def step_tables(run: Path, shards: Sequence[Shard], step: int) -> list[StoredTable]:
-    """The shards' tables of a step, checked against their hashes."""
-    return [open_table(step_folder(run / FOLDER, s.name, step)) for s in shards]
 
 
 def _joined(manifests: Sequence[Manifest]) -> Manifest:
@@ -183,31 +179,53 @@ def seed_step(run: Path, shards: Sequence[Shard], step: int) -> None:
     Raises:
         StoreError: the step is damaged, or the disk cannot be written.
     """
+    folders = [step_folder(run / FOLDER, shard.name, step) for shard in shards]
+    wanted = [n for n, item in enumerate(folders) if not (item / MANIFEST).is_file()]
+    if not wanted:
+        return
     whole = open_table(step_folder(run.parent, run.name, step))
-    for shard in shards:
-        folder = step_folder(run / FOLDER, shard.name, step)
-        if (folder / "manifest.json").is_file():
-            continue
-        names = {probe.probe_id for probe in shard.probes}
-        manifest = replace(
-            whole.manifest,
-            run=shard.name,
-            probe_set_hash=shard.probes.content_hash,
-            excluded=_of(whole.manifest.excluded, names),
-            noise_floor=None,
-        )
-        parts = (_within(part, names) for part in whole.chunks())
-        write_parts(folder, manifest, parts)
+    owners = {p.probe_id: n for n, shard in enumerate(shards) for p in shard.probes}
+    # shards lie in the order of the rows, so that one reading gives all their parts
+    parts = groupby(_pieces(whole, owners), key=itemgetter(0))
+    left = set(wanted)
+    for number, pieces in parts:
+        if number in left:
+            left.remove(number)
+            _seed(folders[number], whole.manifest, shards[number], pieces)
+    for number in left:  # nothing of it was scored
+        empty = next(iter(whole.chunks())).part(0, 0)
+        _seed(folders[number], whole.manifest, shards[number], [(number, empty)])
 
 
-def _of(excluded: Iterable[Excluded], names: set[str]) -> tuple[Excluded, ...]:
-    return tuple(item for item in excluded if item.probe_id in names)
+def _pieces(
+    whole: StoredTable, owners: Mapping[str, int]
+) -> Iterator[tuple[int, ScoreTable]]:
+    """(shard, part of its rows) of a table, in order."""
+    for part in whole.chunks():
+        of = np.array([owners[str(name)] for name in part.probe_ids], int)
+        edges = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]
+        for start, stop in pairwise(edges):
+            if start < stop:
+                yield int(of[start]), part.part(start, stop)
 
 
-def _within(part: ScoreTable, names: set[str]) -> ScoreTable:
-    """The rows of some probes, which lie side by side."""
-    rows = np.flatnonzero(np.isin(part.probe_ids, list(names)))
-    return part.part(int(rows[0]), int(rows[-1]) + 1) if len(rows) else part.part(0, 0)
+def _seed(
+    folder: Path,
+    whole: Manifest,
+    shard: Shard,
+    pieces: Iterable[tuple[int, ScoreTable]],
+) -> None:
+    names = {probe.probe_id for probe in shard.probes}
+    manifest = replace(
+        whole,
+        run=shard.name,
+        probe_set_hash=shard.probes.content_hash,
+        n_probes=len(names),
+        excluded=tuple(item for item in whole.excluded if item.probe_id in names),
+        split_exceptions=tuple(n for n in whole.split_exceptions if n in names),
+        noise_floor=None,
+    )
+    write_parts(folder, manifest, (part for _, part in pieces))
 
 
 def sample_scores(

@@ -303,6 +303,8 @@ class Sweep:
             self._broken.append(
                 BrokenCheckpoint(checkpoint.path, checkpoint.step, str(error))
             )
+        finally:
+            self._open = None  # the source alone holds it, and may free it
 
     def _close(self) -> None:
         self._open = None

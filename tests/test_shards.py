@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +20,20 @@ from ldeval.records import ScoreTable
 from ldeval.scoring.tables import joined_hash
 from ldeval.shards import (
     FOLDER,
+    Shard,
     begun_with,
     cut,
     join_step,
     sample_scores,
     seed_step,
-    step_tables,
 )
-from ldeval.store import read_table, step_folder, write_table
+from ldeval.store import (
+    StoredTable,
+    open_table,
+    read_table,
+    step_folder,
+    write_table,
+)
 from tests.test_store import table
 
 PROBES = read_probes(bundled_probes())
@@ -80,6 +87,10 @@ def whole_and_parts() -> tuple[ScoreTable, list[ScoreTable]]:
     return whole, named
 
 
+def opened(run: Path, shards: Sequence[Shard]) -> list[StoredTable]:
+    return [open_table(step_folder(run / FOLDER, s.name, 0)) for s in shards]
+
+
 AB = ProbeSet(
     tuple(replace(PROBES.probes[i], probe_id=name) for i, name in enumerate("ab"))
 )
@@ -92,7 +103,7 @@ def test_joined_shards_are_the_table_to_the_last_byte(tmp_path: Path) -> None:
     for shard, part in zip(shards, parts, strict=True):
         write_table(step_folder(run / FOLDER, shard.name, 0), part)
     assert begun_with(run) == 2
-    manifest = join_step(run, shards, 0, AB, checkpoint="c", floor=None)
+    manifest = join_step(run, opened(run, shards), 0, AB, checkpoint="c", floor=None)
     alone = write_table(tmp_path / "alone" / "step_000000", whole)
     assert manifest.files == alone.files
     assert manifest.run == "r"
@@ -109,11 +120,9 @@ def test_shards_that_were_scored_otherwise_are_not_joined(tmp_path: Path) -> Non
     other = replace(parts[1], manifest=replace(parts[1].manifest, dtype="bfloat16"))
     for shard, part in zip(shards, (parts[0], other), strict=True):
         write_table(step_folder(tmp_path / "r" / FOLDER, shard.name, 0), part)
+    tables = opened(tmp_path / "r", shards)
     with pytest.raises(MismatchError, match=r"dtype is float32 in .* and bfloat16 in"):
-        join_step(tmp_path / "r", shards, 0, AB, checkpoint="c", floor=None)
-    (tmp_path / "r" / FOLDER / shards[1].name / "step_000000/manifest.json").unlink()
-    with pytest.raises(StoreError, match="never finished"):
-        join_step(tmp_path / "r", shards, 0, AB, checkpoint="c", floor=None)
+        join_step(tmp_path / "r", tables, 0, AB, checkpoint="c", floor=None)
 
 
 def test_a_shard_gets_its_part_of_a_step_that_the_run_has(tmp_path: Path) -> None:
@@ -128,12 +137,28 @@ def test_a_shard_gets_its_part_of_a_step_that_the_run_has(tmp_path: Path) -> Non
         assert seeded.manifest.probe_set_hash == shard.probes.content_hash
 
 
+def test_a_shard_of_which_nothing_was_scored_gets_an_empty_part(
+    tmp_path: Path,
+) -> None:
+    whole, _ = whole_and_parts()
+    shards = cut(ProbeSet((*AB.probes, replace(PROBES.probes[2], probe_id="c"))), 3)
+    run = tmp_path / "r"
+    write_table(step_folder(tmp_path, "r", 0), whole)
+    kept = step_folder(run / FOLDER, shards[0].name, 0)
+    write_table(kept, whole.part(0, 1))
+    seed_step(run, shards, 0)
+    tables = [read_table(step_folder(run / FOLDER, s.name, 0)) for s in shards]
+    assert [len(table) for table in tables] == [1, 1, 0]  # the first is left alone
+    assert tables[1].manifest.n_probes == 1
+    assert tables[1].tokens.token_ids.tolist() == whole.row(2).token_ids.tolist()
+
+
 def test_the_sample_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
     whole, parts = whole_and_parts()
     shards = cut(AB, 2)
     for shard, part in zip(shards, parts, strict=True):
         write_table(step_folder(tmp_path / "r" / FOLDER, shard.name, 0), part)
-    tables = step_tables(tmp_path / "r", shards, 0)
+    tables = opened(tmp_path / "r", shards)
     found = sample_scores(tables, AB.probes[1:])
     assert list(found) == [("b", "chosen")]
     score = found["b", "chosen"]

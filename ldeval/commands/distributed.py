@@ -25,27 +25,50 @@ def add_ray_options(command: argparse.ArgumentParser) -> None:
         "an address RAY_ADDRESS, else the cores of this machine",
     )
     group.add_argument(
-        "--ray-workers", type=int, metavar="N", help="default: all that have room"
+        "--ray-workers", type=_count, metavar="N", help="default: all that have room"
     )
     group.add_argument(
-        "--ray-shards", type=int, metavar="N", help="default: one a worker"
+        "--ray-shards", type=_count, metavar="N", help="default: one a worker"
     )
     group.add_argument(
-        "--ray-cpus", type=float, default=1.0, metavar="N", help="for each worker"
+        "--ray-cpus", type=_amount, default=1.0, metavar="N", help="for each worker"
     )
     group.add_argument(
         "--ray-gpus",
-        type=float,
+        type=_amount,
         metavar="N",
         help="for each worker (default: 1 where the cluster has any)",
     )
     group.add_argument(
         "--ray-retries",
-        type=int,
+        type=_retries,
         default=3,
         metavar="N",
         help="how often a shard is given out again after its worker was lost",
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of them, e.g. 4")
+    return int(text)
+
+
+def _retries(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of times, e.g. 3")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    """Of CPUs or GPUs; Ray divides one into ten thousand parts."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount, e.g. 1 or 0.5")
+    return found
 
 
 def sweep_with_ray(
@@ -56,7 +79,7 @@ def sweep_with_ray(
     Raises:
         UnsupportedBackendError: with ``--serve``, whose server is this machine's.
     """
-    from ldeval.ray_pool import Cluster
+    from ldeval.ray_cluster import Cluster
     from ldeval.ray_sweep import sweep_on_ray
 
     if options.serve:

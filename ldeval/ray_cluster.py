@@ -1,0 +1,142 @@
+"""A Ray cluster to compute on: which one, with how much for each worker, and the
+connection to it.
+
+Apart from :mod:`ray_pool`, whose workers do not care where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from ldeval.errors import ClusterError, MissingExtraError
+from ldeval.redact import redact_url
+
+KNOCK = 5.0
+"""Seconds to wait for an answer from an address."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where to compute, with what for each worker."""
+
+    address: str | None = None
+    """Of a running cluster; None for RAY_ADDRESS, else this machine alone."""
+    workers: int | None = None
+    """None for as many as the cluster has room for."""
+    shards: int | None = None
+    """None for one a worker."""
+    cpus: float = 1.0
+    gpus: float | None = None
+    """None for one where the cluster has any."""
+    retries: int = 3
+    """How often a task is given out again after its worker was lost."""
+
+    @property
+    def needs(self) -> str:
+        """What a worker needs, in words."""
+        return f"{self.cpus:g} CPUs and {self.gpus or 0:g} GPUs"
+
+
+@contextlib.contextmanager
+def connected(cluster: Cluster) -> Iterator[Cluster]:
+    """Be part of a cluster, or of one that is started on this machine and ends with the
+    block.
+
+    Yields:
+        The cluster with the number of its workers, and their GPUs.
+
+    Raises:
+        MissingExtraError: ray is not installed.
+        ClusterError: nobody answers at the address, or there is no room for a worker.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError(error.name or "ray", "ray") from error
+    if ray.is_initialized():
+        yield _with_room(cluster)
+        return
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or None
+    name = "--ray" if cluster.address or not address else "RAY_ADDRESS"
+    if address is not None:
+        name = f"{name} {redact_url(address)}"
+        _knock(address, name)
+    try:
+        # a cluster that happens to run on this machine is taken only if it is named
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterError(
+            f"{name}: no Ray cluster to be had ({error}). Start one with 'ray start "
+            "--head' and the same versions of Ray and Python, or leave the address out."
+        ) from error
+    try:
+        yield _with_room(cluster)
+    finally:
+        ray.shutdown()
+
+
+def _with_room(cluster: Cluster) -> Cluster:
+    """As many workers as fit; no worker is spread over machines."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = cluster.gpus
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    asked = replace(cluster, gpus=gpus)
+    if not asked.cpus and not gpus:
+        return replace(asked, workers=cluster.workers or 1)
+    most = sum(_fit(node, {"CPU": asked.cpus, "GPU": gpus}) for node in nodes)
+    if most < 1:
+        held = " and ".join(
+            f"{max((node.get(kind, 0) for node in nodes), default=0):g} {kind}s"
+            for kind in ("CPU", "GPU")
+        )
+        raise ClusterError(
+            f"a worker needs {asked.needs}, and no machine of the cluster has more "
+            f"than {held}. Ask for less with --ray-cpus and --ray-gpus."
+        )
+    return replace(asked, workers=min(cluster.workers or most, most))
+
+
+def _fit(node: Mapping[str, Any], needs: Mapping[str, float]) -> int:
+    """How many workers a machine has room for."""
+    return int(min(node.get(kind, 0) / need for kind, need in needs.items() if need))
+
+
+def _knock(address: str, name: str) -> None:
+    """Ray itself would try a dead address for minutes.
+
+    Args:
+        name: what the address is called in an error.
+    """
+    if address in ("auto", "local"):
+        return
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        where = parts.hostname, parts.port
+    except ValueError:  # no number, or none of a port
+        where = None, None
+    if where[0] is None or where[1] is None:
+        raise ClusterError(
+            f"{name}: is no address. Give host:port, ray://host:port, or auto for the "
+            "cluster that this machine is part of."
+        )
+    try:
+        socket.create_connection((where[0], where[1]), KNOCK).close()
+    except OSError as error:
+        raise ClusterError(
+            f"{name}: nobody answers there ({error.strerror or error}). Is the "
+            "cluster up, and its port open to this machine?"
+        ) from error
