@@ -37,13 +37,15 @@ LEVELS = {
     "integrations": 5,
     "report": 5,
     "shards": 4,
-    "ray_pool": 6,
-    "ray_sweep": 7,
+    "ray_worker": 7,
+    "ray_cluster": 6,
+    "ray_pool": 8,
+    "ray_sweep": 9,
     "plan": 6,
     "watch": 6,
-    "ldeval": 8,
-    "commands": 9,
-    "cli": 10,
+    "ldeval": 10,
+    "commands": 11,
+    "cli": 12,
 }
 """Leftmost lowest; rooms of one level do not import each other."""
 
