@@ -130,7 +130,7 @@ def _knock(address: str, name: str) -> None:
         where = None, None
     if where[0] is None or where[1] is None:
         raise ClusterError(
-            f"{name}: is no address. Give host:port, ray://host:port, or auto for the "
+            f"{name}: is no address. Give host:port, or auto for the "
             "cluster that this machine is part of."
         )
     try:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldeval.decodes import decodes_place
+from ldeval.decodes import decodes_place, kept_decodes
 from ldeval.errors import CheckpointError, ClusterError, ScoringError, StoreError
 from ldeval.files import remove_tree
 from ldeval.lease import writing
@@ -253,10 +253,11 @@ class ShardedSweep(Sweep):
 
         Raises:
             CheckpointError: a shard's decodes could not be had.
+            MismatchError: other decodes are kept already.
         """
-        if not self._wants_decodes(checkpoint):
+        step, asked = checkpoint.step, self._asked_of_decodes(digest)
+        if not self._settings.greedy or kept_decodes(self._target, step, asked):
             return
-        step = checkpoint.step
         check_all(self._pool.outcomes(step, self._shards), checkpoint)
         join_decodes(self._target, self._shards, step, self._settings.probes)
 

@@ -397,12 +397,7 @@ class Sweep:
         if not settings.greedy:
             return
         run = settings.store / settings.run
-        asked: dict[str, Any] = {
-            "weights_hash": digest,
-            "probe_set_hash": settings.probes.content_hash,
-            "max_tokens": settings.greedy,
-            "settings": self._asked,
-        }
+        asked = self._asked_of_decodes(digest)
         first = self._first_decodes
         reference = checkpoint.step if first is None else first.step
         found = kept_decodes(
@@ -424,6 +419,14 @@ class Sweep:
             )
             write_decodes(run, found)
         self._first_decodes = first or found
+
+    def _asked_of_decodes(self, digest: str) -> dict[str, Any]:
+        return {
+            "weights_hash": digest,
+            "probe_set_hash": self._settings.probes.content_hash,
+            "max_tokens": self._settings.greedy,
+            "settings": self._asked,
+        }
 
     def _noise(
         self, lm: Any, scored: Scored, checkpoint: Checkpoint

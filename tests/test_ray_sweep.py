@@ -290,6 +290,8 @@ def test_stages_and_greedy_decodes_are_those_of_a_local_sweep(
             assert [d.text for d in one.decodes] == [d.text for d in two.decodes]
             assert one.probe_set_hash == two.probe_set_hash
             assert one.settings == two.settings
+    with pytest.raises(MismatchError, match="max_tokens 4, this sweep has 5"):
+        sweep_on_ray(runs, replace(asked, greedy=5), replace(CLUSTER, workers=1))
 
 
 def test_other_scores_under_the_same_name_are_refused(
