@@ -28,6 +28,7 @@ import shutil
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -176,7 +177,7 @@ def last(found: Ended) -> str:
 # --------------------------------------------------------------------------- commands
 
 
-class Command:
+class Command(ABC):
     """A command, what it starts from, and what must come out.
 
     Everything happens under one path, so that paths in results are equal.
@@ -194,9 +195,9 @@ class Command:
         self.new: Files = {}
         self.before: Files = {}
 
+    @abstractmethod
     def arguments(self, *, older: bool = False) -> list[str]:
         """The command line, or that of the older result."""
-        raise NotImplementedError
 
     def inputs(self) -> None:
         """Make what it reads, once."""

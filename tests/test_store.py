@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from ldeval import store
@@ -164,7 +165,7 @@ def test_a_full_disk_leaves_no_manifest_and_says_what_to_do(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.pq.ParquetWriter, "write_table", full)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(StoreError, match=r"No space left on device.*Free space"):
         write_table(step_folder(tmp_path, "r", 2), table(2))
     monkeypatch.undo()
@@ -205,7 +206,7 @@ def test_what_was_trained_is_read_by_step_and_a_bad_line_is_named(
 def test_a_table_read_in_parts_is_the_table_whatever_the_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
 ) -> None:
-    monkeypatch.setattr(store, "_TOKENS_PER_ROW_GROUP", group)
+    monkeypatch.setattr(store.writing, "_TOKENS_PER_ROW_GROUP", group)
     written = table()
     write_table(tmp_path / "step_000000", written)
     parts = list(store.open_table(tmp_path / "step_000000").chunks())
@@ -221,8 +222,6 @@ def test_a_table_read_in_parts_is_the_table_whatever_the_row_groups(
 
 
 def test_tokens_that_do_not_match_the_responses_are_refused(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     folder = tmp_path / "step_000000"
     write_table(folder, table())
     tokens = pq.read_table(folder / "tokens.parquet")
@@ -237,7 +236,7 @@ def test_a_table_that_comes_in_parts_is_written_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
 ) -> None:
     whole = table()
-    monkeypatch.setattr(store, "_TOKENS_PER_ROW_GROUP", group)
+    monkeypatch.setattr(store.writing, "_TOKENS_PER_ROW_GROUP", group)
     first = write_table(tmp_path / "step_000000", whole)
     cuts = [(0, 1), (1, 1), (1, 3)]
     parts = [responses(whole, *cut) for cut in cuts]
