@@ -199,6 +199,7 @@ class Command(ABC):
     def arguments(self, *, older: bool = False) -> list[str]:
         """The command line, or that of the older result."""
 
+    @abstractmethod
     def inputs(self) -> None:
         """Make what it reads, once."""
 
