@@ -82,7 +82,7 @@ def _holder(lease: Path) -> str:
     try:
         record = json.loads(read_text(lease))
         if _myself().items() <= record.items():
-            return "this process (a training of it that did not end?)"
+            return "another thread of this process"
         return f"process {record['process']} on {record['host']}"
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return "another process"

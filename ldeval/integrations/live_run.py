@@ -8,8 +8,10 @@ every manifest), done for a model in memory.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from ldeval.checkpoints import (
     weights_hash,
 )
 from ldeval.compare import compare_run
-from ldeval.errors import MismatchError
+from ldeval.errors import MismatchError, StoreError
 from ldeval.lease import writing
 from ldeval.probes import ProbeSet
 from ldeval.records import (
@@ -66,6 +68,9 @@ from ldeval.store import (
 log = logging.getLogger(__name__)
 
 NOTE = "scored in the trainer's memory"
+
+_writing: weakref.WeakValueDictionary[str, LiveRun] = weakref.WeakValueDictionary()
+"""By its folder, the live run of this process that last began to write it."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,9 @@ class LiveRun:
             MismatchError: when the store holds scores of something else there.
             StoreError: another process writes this run, or it cannot be written.
         """
+        self._take_over()
         self._still_held = self._right.enter_context(writing(self.folder))
+        _writing[str(self.folder)] = self
         self._origin = _origin_weights(self.settings.initial_model, model)
         later = [item for item in list_steps(self.folder) if item.step > step]
         earlier = [
@@ -140,6 +147,14 @@ class LiveRun:
     def end(self) -> None:
         """Let others write the run."""
         self._right.close()
+
+    def _take_over(self) -> None:
+        """End an earlier training of this process that raised, as one interrupted in a
+        notebook does: nothing tells a callback of that, and its trainer lives on."""
+        earlier = _writing.pop(str(self.folder), None)
+        if earlier is not None:
+            earlier.end()
+            earlier._still_held = functools.partial(_taken_over, self.folder)
 
     def _check_alike(self, manifest: Manifest) -> None:
         asked = {
@@ -316,3 +331,10 @@ def _origin_weights(given: str | None, model: Any) -> str | None:
         return None
     check_weights(describe_checkpoint(folder, 0))
     return weights_hash(folder)
+
+
+def _taken_over(folder: Path) -> None:
+    raise StoreError(
+        f"{folder}: a later training of this process writes it. Give each training its "
+        "own run name."
+    )

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 import ldeval
 from ldeval import ProbeCallback
-from ldeval.errors import MismatchError, UnsupportedBackendError
+from ldeval.errors import MismatchError, StoreError, UnsupportedBackendError
 from ldeval.store import list_steps, load_run, read_manifest, step_folder
 from ldeval.sweep import SweepSettings, sweep
 from tests.tiny import save_tiny
@@ -376,6 +376,9 @@ def test_a_resumed_run_keeps_what_was_scored_and_sets_lost_steps_aside(
         "step_000005",
     ]
     assert again.scored == [6]
+    # the first would go on, though the second has taken the run over
+    with pytest.raises(StoreError, match="a later training of this process"):
+        probing._run.score(first.model, None, 7, "checkpoint-7")
     last = read_manifest(step_folder(store, "run", 6))
     assert last.reference_step == 0
     assert (
