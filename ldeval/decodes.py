@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ldeval.errors import MismatchError, StoreError
 from ldeval.files import local_copy, named, strict_json, understood, written
+from ldeval.parquet import read_parquet
 from ldeval.records import DECODES_VERSION, Excluded, GreedyDecode, GreedyDecodes
 from ldeval.records.checked import check_types
 
@@ -130,7 +131,7 @@ def read_decodes(path: Path) -> GreedyDecodes:
     """
     remedy = "Delete it and run the sweep again."
     try:
-        table = pq.read_table(local_copy(path), page_checksum_verification=True)
+        table = read_parquet(local_copy(path), checksums=True)
         with understood(path, remedy):
             return _from_table(table)
     except StoreError:

@@ -7,6 +7,7 @@ process, with real limits, locks and sockets.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -29,7 +30,7 @@ from scripts.campaign_faults import (
     evenly,
     files_of,
 )
-from scripts.fault_injection import Ended, Faults, Running, ended
+from scripts.fault_injection import Ended, Faults, Running, ended, jumping
 
 NOBODY = 65534
 """A user that is not root."""
@@ -223,6 +224,20 @@ def test_of_two_sweeps_of_one_run_one_writes_and_the_other_names_it(
     assert as_undisturbed(sweep)
 
 
+def test_two_sweeps_of_two_runs_share_a_store(sweep: Sweep, tmp_path: Path) -> None:
+    both = [
+        Running([*sweep.arguments(), "--run", name], tmp_path / f"{name}.txt")
+        for name in ("run", "other")
+    ]
+    assert [done(one).status for one in both] == [0, 0]
+    there = files_of(sweep.out)
+    tables = [name for name in sweep.new if name.endswith(".parquet")]
+    assert len(tables) > 6
+    for name in tables:
+        assert there[name] == sweep.new[name]
+        assert there[name.replace("run/", "other/", 1)] == sweep.new[name]
+
+
 def done(running: Running) -> Ended:
     found = running.wait()
     assert found is not None
@@ -230,6 +245,16 @@ def done(running: Running) -> Ended:
 
 
 # ------------------------------------------------------------------------------ clocks
+
+
+def test_a_clock_that_leaps_years_changes_nothing(sweep: Sweep) -> None:
+    found = ended(sweep.arguments(), sweep.log, Faults(clock=jumping))
+    assert found.status == 0, found.said
+    assert as_undisturbed(sweep)
+    manifests = list(sweep.out.rglob("manifest.json"))
+    assert manifests
+    for path in manifests:
+        assert 0 <= json.loads(path.read_text())["seconds"] < found.seconds
 
 
 def test_no_duration_is_told_by_the_clock_of_day() -> None:

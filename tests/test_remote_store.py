@@ -125,7 +125,9 @@ def test_one_process_writes_a_run(
     run = (place(bucket) if remote else tmp_path) / "r"
     with writing(run):
         second = writing(run, patience=0.5)
-        with pytest.raises(StoreError, match="is being written by another thread of this process"):
+        with pytest.raises(
+            StoreError, match="is being written by another thread of this process"
+        ):
             second.__enter__()
     with writing(run):
         pass  # given back

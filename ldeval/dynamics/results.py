@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from ldeval.errors import IncompleteError, StoreError
 from ldeval.files import strict_json, write_whole
+from ldeval.parquet import read_parquet
 from ldeval.records import (
     DYNAMICS_VERSION,
     Agreement,
@@ -109,7 +110,7 @@ def read_influence(folder: Path) -> InfluenceTable:
     """
     record = _read(folder / INFLUENCE)
     with _Reading(folder / TABLE):
-        columns = pq.read_table(folder / TABLE).to_pydict()
+        columns = read_parquet(folder / TABLE).to_pydict()
         shape = (len(record["responses"]), len(record["examples"]))
 
         def matrix(name: str) -> FloatArray | None:

@@ -31,12 +31,6 @@ from ldeval.records import KIND_NAMES
 
 SHARD_ROWS = 100_000
 BATCH_ROWS = 1000
-LARGEST_GROUP = 2**26
-"""Bytes of a row group, unpacked, up to which it may be packed however small."""
-_PACKED = 1000
-_MESSAGES = 1000
-"""How many times smaller than unpacked a larger row group may be stored, and how many
-messages a prompt of it may have on average: beyond, a small file would fill memory."""
 _COLUMNS = ("probe_id", "trained", "prompt", "messages", "meta")
 
 
@@ -155,15 +149,15 @@ def read_dataset(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
         ProbeError: when a file is missing, damaged or has other columns.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from ldeval.parquet import ParquetFile
 
     for file in dataset_files(path):
         number = 0
         try:
-            with pq.ParquetFile(file) as opened:
-                _check_columns(file, opened.schema_arrow.names)
-                _check_room(file, opened.metadata)
-                for batch in opened.iter_batches(batch_size=BATCH_ROWS):
+            with ParquetFile(file) as opened:
+                _check_columns(file, opened.schema.names)
+                for batch in opened.batches(BATCH_ROWS):
                     for row in batch.to_pylist():
                         number += 1
                         yield str(file), number, _record(file, number, row)
@@ -189,23 +183,6 @@ def _check_columns(file: Path, names: Iterable[str]) -> None:
                 path=file,
                 field=name,
                 remedy="Preference data is made into probes by 'ldeval probes build'.",
-            )
-
-
-def _check_room(file: Path, metadata: Any) -> None:
-    """Refuse what unpacks to far more than any text does, by the file's own account."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        columns = [group.column(at) for at in range(group.num_columns)]
-        packed = sum(column.total_compressed_size for column in columns)
-        values = max((column.num_values for column in columns), default=0)
-        large = group.total_byte_size > max(LARGEST_GROUP, _PACKED * packed)
-        if large or values > max(10**6, _MESSAGES * group.num_rows):
-            raise ProbeError(
-                f"unpacks {packed} bytes to {group.total_byte_size} and {values} "
-                f"values in {group.num_rows} rows, which no probes do.",
-                path=file,
-                remedy="Export it again from its source.",
             )
 
 

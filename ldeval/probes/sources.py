@@ -254,16 +254,17 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
 
 def _parquet(path: Path, name: str) -> Iterator[Row | BadRow]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from ldeval.parquet import ParquetFile
 
     number = 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+        with ParquetFile(path) as file:
+            for batch in file.batches(BATCH_ROWS):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{name}:{number}", values)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ProbeError(
             f"is not valid Parquet after row {number} ({error}).",
             path=path,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ldeval.errors import StoreError
 from ldeval.files import (
@@ -20,6 +19,7 @@ from ldeval.files import (
     named,
     place,
 )
+from ldeval.parquet import ParquetFile, read_parquet
 from ldeval.records import (
     Manifest,
     ScoreTable,
@@ -73,9 +73,9 @@ class StoredTable:
             for name in (RESPONSES, TOKENS)
         )
         try:
-            responses = pq.read_table(responses_file)
+            responses = read_parquet(responses_file)
             _check_responses(responses)
-            with pq.ParquetFile(tokens_file) as file:
+            with ParquetFile(tokens_file) as file:
                 yield from _parts(self.manifest, responses, file, self.columns)
         except (
             OSError,
@@ -119,7 +119,7 @@ def open_run(run: str | Path) -> list[StoredTable]:
 def _parts(
     manifest: Manifest,
     responses: pa.Table,
-    file: pq.ParquetFile,
+    file: ParquetFile,
     columns: tuple[str, ...] | None,
 ) -> Iterator[ScoreTable]:
     """Whole responses as their tokens come in; the rest waits for the next group."""
@@ -128,27 +128,27 @@ def _parts(
     total = int(ends[-1]) if len(ends) else 0
     if total != file.metadata.num_rows:
         raise ValueError(f"{file.metadata.num_rows} tokens for {total} in {RESPONSES}")
-    stored = file.schema_arrow.names
+    stored = file.schema.names
     wanted = None if columns is None else [n for n in columns if n in stored]
-    start, read = 0, 0
+    groups, start, read = file.metadata.num_row_groups, 0, 0
     waiting: list[TokenScores] = []
-    for group in range(file.num_row_groups):
-        found = file.read_row_group(group, columns=wanted, use_threads=False)
+    for group in range(groups):
+        found = file.row_group(group, wanted)
         part = _token_scores(found)
         read += len(part)
         waiting.append(part)
         stop = int(np.searchsorted(ends, read, side="right"))
-        if stop == start and group < file.num_row_groups - 1:
+        if stop == start and group < groups - 1:
             continue
         tokens = TokenScores.concatenate(waiting) if len(waiting) > 1 else waiting[0]
-        if group == file.num_row_groups - 1:
+        if group == groups - 1:
             stop = len(lengths)
         first = int(ends[start - 1]) if start else 0
         used = (int(ends[stop - 1]) if stop else 0) - first
         yield _table(manifest, responses.slice(start, stop - start), tokens, used)
         waiting = [tokens.slice(used, len(tokens))]
         start = stop
-    if not file.num_row_groups:
+    if not groups:
         empty = TokenScores(np.zeros(0, np.int32), np.zeros(0, np.float32))
         yield _table(manifest, responses, empty, 0)
 

@@ -1,0 +1,138 @@
+"""Parquet files read without more memory than what is in them deserves.
+
+A file of a few kilobytes can hold one text of megabytes and a thousand rows that repeat
+it, or a billion equal numbers. What a file would unpack to is therefore computed before
+it is unpacked: of its numbers from the metadata, of its texts from their dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+LARGEST = 2**26
+"""Bytes that any file may unpack to, however small it is."""
+RATIO = 1000
+"""How many times its own size a file may unpack to beyond that. Texts of people and of
+models come to tens, log-probabilities to less than two."""
+_WIDTHS = {
+    "BOOLEAN": 1,
+    "INT32": 4,
+    "INT64": 8,
+    "INT96": 12,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "BYTE_ARRAY": 32,
+}
+"""Bytes of a value; of a text, those around it in Arrow and in Python."""
+
+
+class ParquetFile:
+    """A file whose rows are read part by part; texts unpack once their size is known.
+
+    Raises:
+        ValueError: the file, or a part while it is read, unpacks to far more than what
+            a file of its size can honestly hold.
+        OSError, pa.ArrowException: it is no Parquet file, or damaged.
+    """
+
+    def __init__(self, path: Path, *, checksums: bool = False) -> None:
+        options = {"page_checksum_verification": checksums, "pre_buffer": False}
+        with pq.ParquetFile(path, **options) as file:
+            self.schema = _without_views(file.schema_arrow)
+            """Of the parts that are read; texts are plain there."""
+            self.metadata: pq.FileMetaData = file.metadata
+            leaves = [file.schema.column(n) for n in range(len(file.schema))]
+        self._unpacked = 0
+        self._packed = _check_metadata(self.metadata)
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        self._file = pq.ParquetFile(path, read_dictionary=texts, **options)
+
+    def __enter__(self) -> ParquetFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows, at most so many at once."""
+        for batch in self._file.iter_batches(batch_size=rows, use_threads=False):
+            yield self._plain(batch)
+
+    def row_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row group, or some of its columns."""
+        found = self._file.read_row_group(number, columns=columns, use_threads=False)
+        return self._plain(found)
+
+    def read(self) -> pa.Table:
+        """The whole file."""
+        return self._plain(self._file.read(use_threads=False))
+
+    def _plain(self, part: Any) -> Any:
+        """A part with plain texts, if there is room for them."""
+        self._unpacked += sum(map(_unpacked_bytes, part.columns))
+        _check(self._packed, self._unpacked)
+        names = part.schema.names
+        fields = [self.schema.field(self.schema.get_field_index(n)) for n in names]
+        return part.cast(pa.schema(fields, self.schema.metadata))
+
+
+def read_parquet(path: Path, *, checksums: bool = False) -> pa.Table:
+    """The whole file; raises what :class:`ParquetFile` does."""
+    with ParquetFile(path, checksums=checksums) as file:
+        return file.read()
+
+
+def _without_views(schema: pa.Schema) -> pa.Schema:
+    """Arrow casts no dictionary to a view."""
+    for at, field in enumerate(schema):
+        if pa.types.is_string_view(field.type):
+            schema = schema.set(at, field.with_type(pa.string()))
+        elif pa.types.is_binary_view(field.type):
+            schema = schema.set(at, field.with_type(pa.binary()))
+    return schema
+
+
+def _check_metadata(metadata: pq.FileMetaData) -> int:
+    """Bytes of all columns as stored; refuses what their numbers would unpack to."""
+    packed, unpacked = 0, 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for at in range(group.num_columns):
+            column = group.column(at)
+            packed += column.total_compressed_size
+            width = _WIDTHS.get(column.physical_type, 16)
+            unpacked += column.total_uncompressed_size + column.num_values * width
+    _check(packed, unpacked)
+    return packed
+
+
+def _check(packed: int, unpacked: int) -> None:
+    if unpacked > max(LARGEST, RATIO * packed):
+        raise ValueError(
+            f"{packed} bytes unpack to {unpacked} or more, over {RATIO} times as many"
+        )
+
+
+def _unpacked_bytes(column: Any) -> int:
+    """Bytes of a column once its texts are plain."""
+    if isinstance(column, pa.ChunkedArray):
+        return sum(map(_unpacked_bytes, column.chunks))
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(column.dictionary).cast(pa.int64())
+        return pc.sum(lengths.take(column.indices)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(_unpacked_bytes(part) for part in column.flatten())
+    if pa.types.is_map(kind):
+        return _unpacked_bytes(column.keys) + _unpacked_bytes(column.items)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _unpacked_bytes(column.flatten())
+    if pa.types.is_fixed_size_list(kind):
+        return _unpacked_bytes(column.flatten())
+    return int(column.nbytes)
