@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from ldeval.checkpoints import describe_checkpoint, find_checkpoints, is_saved
 from ldeval.errors import CheckpointError
-from ldeval.files import is_remote
+from ldeval.files import is_remote, temporary_folder
 from ldeval.lease import writing
 from ldeval.records import Checkpoint
 from ldeval.scoring.sources import model_source
@@ -99,12 +98,12 @@ def _staged(checkpoint: Checkpoint, store: Path) -> Iterator[Checkpoint]:
     near = None if is_remote(store) else store
     if near is not None:
         near.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".staged-", dir=near) as folder:
+    with temporary_folder(near, ".staged-") as folder:
         for source in sorted(Path(checkpoint.path).iterdir()):
             if source.is_file() and source.suffix not in (".pt", ".pth", ".bin"):
                 with contextlib.suppress(FileNotFoundError):
-                    _link_or_copy(source, Path(folder) / source.name)
-        yield replace(checkpoint, staged=folder)
+                    _link_or_copy(source, folder / source.name)
+        yield replace(checkpoint, staged=str(folder))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.fault_injection import EVENTS, Ended, Faults, Running, ended, events
 
 Files = dict[str, bytes]
-_PARTIAL = re.compile(r"\.\d+\.partial(/|$)")
+_PARTIAL = re.compile(r"\.\w+-\d+\.partial(/|$)")
 _PRIVATE = (".writer.lock", ".writer.json", ".ldeval-")
 """Names of what a run keeps for itself while it lasts."""
 

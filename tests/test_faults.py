@@ -97,7 +97,7 @@ def test_a_kill_comes_at_the_event_that_was_named_and_inside_a_write(
     found = ended(command.arguments(), command.log, Faults((command.out,), last))
     assert found.killed
     (half,) = command.out.glob("*.partial")
-    whole = command.new[re.sub(r"\.\d+\.partial$", "", half.name)]
+    whole = command.new[re.sub(r"\.\w+-\d+\.partial$", "", half.name)]
     assert 0 < half.stat().st_size < len(whole)
 
 

@@ -18,10 +18,9 @@ import pytest
 from fsspec.config import conf
 from moto.server import ThreadedMotoServer
 
-from ldeval import files
 from ldeval.cli import main
 from ldeval.errors import StoreError
-from ldeval.files import TIMEOUTS, place, write_whole
+from ldeval.files import place, places, write_whole
 from ldeval.lease import writing
 from ldeval.store import list_runs, read_table, step_folder, write_table
 from tests.test_store import table
@@ -94,7 +93,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     patience = {"connect_timeout": 1, "read_timeout": 0.5}
     patience["retries"] = cast(Any, {"max_attempts": 0})
     monkeypatch.setitem(conf, "s3", {"config_kwargs": patience})
-    monkeypatch.setattr(files, "PAUSE", 0.01)
+    monkeypatch.setattr(places, "PAUSE", 0.01)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-to-be-seen")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -189,8 +188,8 @@ def test_waits_are_short_unless_the_user_asks_for_others(
 ) -> None:
     client("http://127.0.0.1:9")
     monkeypatch.setitem(conf, "s3", {})
-    assert cast(Any, place(STORE)).fs.config_kwargs == TIMEOUTS
+    assert cast(Any, place(STORE)).fs.config_kwargs == places.TIMEOUTS
     monkeypatch.setitem(conf, "s3", {"config_kwargs": {"read_timeout": 77}})
     asked = cast(Any, place(f"{STORE}/other")).fs.config_kwargs
-    assert asked == {**TIMEOUTS, "read_timeout": 77}
+    assert asked == {**places.TIMEOUTS, "read_timeout": 77}
     assert isinstance(place("a/folder"), Path)

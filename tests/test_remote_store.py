@@ -14,10 +14,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import ldeval
-from ldeval import files, lease
+from ldeval import lease
 from ldeval.cli import main
 from ldeval.errors import StoreError
-from ldeval.files import place, remove_tree, write_whole
+from ldeval.files import place, places, reading, remove_tree, write_whole
 from ldeval.lease import writing
 from ldeval.store import list_runs, read_table, set_aside, step_folder, write_table
 from tests.test_store import table
@@ -46,7 +46,7 @@ def client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_ENDPOINT_URL": endpoint,
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(files, "PAUSE", 0.01)
+    monkeypatch.setattr(places, "PAUSE", 0.01)
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdirs("probes", exist_ok=True)
 
@@ -65,7 +65,7 @@ def test_a_table_reads_back_alike_and_damage_is_named(bucket: str) -> None:
     assert back.manifest.files == manifest.files
     assert [s.step for s in list_runs(bucket)["r"] if s.complete] == [7]
     (folder / "tokens.parquet").write_bytes(b"cut")
-    files._downloads.cache_clear()
+    reading._downloads.cache_clear()
     with pytest.raises(StoreError, match=r"tokens\.parquet.*cut short"):
         read_table(folder)
     (folder / "manifest.json").unlink()

@@ -8,7 +8,6 @@ and the prompt, so that the same source, seed and cache give the same bytes.
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from ldeval.errors import ProbeError
 from ldeval.files import named as written_to
+from ldeval.files import temporary_folder
 from ldeval.probes.assemble import Assembler, AssemblyTally, Extras
 from ldeval.probes.corpus import Corpus, Entry, Intake
 from ldeval.probes.examples import FieldMap, read_examples
@@ -175,9 +175,9 @@ class Build:
             counter = self._counter
         with (
             written_to(self._work),
-            tempfile.TemporaryDirectory(dir=self._work, prefix=".ldeval-") as folder,
+            temporary_folder(self._work, ".ldeval-") as folder,
             Corpus(
-                Path(folder) / "corpus.sqlite", seed=self.settings.seed, counter=counter
+                folder / "corpus.sqlite", seed=self.settings.seed, counter=counter
             ) as corpus,
         ):
             self._fill(corpus)

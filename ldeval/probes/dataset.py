@@ -13,17 +13,18 @@ in a JSON Lines file; what a probe is, :mod:`probe_set` alone decides.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ldeval.errors import ProbeError
 from ldeval.files import (
+    clear_litter,
     remove_tree,
     replace_tree,
     restore_tree,
     strict_json,
+    temporary_name,
     write_whole,
     written,
 )
@@ -94,7 +95,8 @@ def write_dataset(
             path=folder,
             remedy="Name another folder, or a file that ends in .jsonl.",
         )
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    clear_litter(folder.parent, f"{folder.name}.")
+    partial = folder.with_name(temporary_name(folder.name))
     remove_tree(partial)
     try:
         _write_shards(partial / "data", iter(records))
