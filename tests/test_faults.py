@@ -21,15 +21,8 @@ import pytest
 import ldeval
 from ldeval.errors import StoreError
 from ldeval.probes.answers import Answer, AnswerCache
-from scripts.campaign_faults import (
-    COMMANDS,
-    Build,
-    Dataset,
-    Sweep,
-    campaign,
-    evenly,
-    files_of,
-)
+from scripts.campaign_faults import campaign, evenly
+from scripts.fault_commands import COMMANDS, Build, Dataset, Sweep, files_of
 from scripts.fault_injection import Ended, Faults, Running, ended, jumping
 
 NOBODY = 65534
