@@ -476,7 +476,7 @@ def test_a_swap_that_did_nothing_is_caught_and_the_engine_started_anew(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: bool
 ) -> None:
     source = WrongSwap(honest)
-    monkeypatch.setattr("ldeval.sweep.model_source", lambda *_, **__: source)
+    monkeypatch.setattr("ldeval.sweep.staged.model_source", lambda *_, **__: source)
     result = sweep(trained / "run", settings(trained, tmp_path))
     if not honest:
         assert result.scored == (0,)

@@ -219,7 +219,7 @@ def test_a_sweep_serves_full_checkpoints_from_one_server(
 ) -> None:
     source.open(base)
     server = source._server
-    monkeypatch.setattr("ldeval.sweep.model_source", lambda *_, **__: source)
+    monkeypatch.setattr("ldeval.sweep.staged.model_source", lambda *_, **__: source)
     monkeypatch.setattr(ServedVllm, "close", lambda _: None)
     shutil.copytree(run, tmp_path / "run")
     broken = tmp_path / "run" / "checkpoint-30"

@@ -177,7 +177,7 @@ def test_a_sweep_serves_every_checkpoint_from_one_engine(
 
     monkeypatch.setattr(VllmEngine, "_start", counted)
     monkeypatch.setattr(VllmEngine, "close", lambda self: None)
-    monkeypatch.setattr("ldeval.sweep.model_source", lambda *_, **__: source)
+    monkeypatch.setattr("ldeval.sweep.staged.model_source", lambda *_, **__: source)
     settings = SweepSettings(
         probes=bundled.limited(1, 0),
         store=tmp_path / "store",

@@ -1,17 +1,10 @@
-"""Score every checkpoint of a run into the store: resumable, past broken ones.
-
-The first checkpoint that can be scored is the run's reference: its most probable tokens
-are the bins in which later checkpoints' mass is followed. What is finished is never
-scored again; what cannot be scored is listed with its reason.
-"""
+"""One run's sweep: the open model, the reference, what is kept, scored and broken."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +12,6 @@ from ldeval.checkpoints import (
     BrokenCheckpoint,
     check_weights,
     describe_checkpoint,
-    find_checkpoints,
     stored_dtype,
     weights_hash,
 )
@@ -31,17 +23,13 @@ from ldeval.errors import (
     UnsupportedBackendError,
 )
 from ldeval.files import copy_whole
-from ldeval.lease import writing
-from ldeval.probes import ProbeSet
 from ldeval.records import (
-    TOP_K,
     Checkpoint,
     GreedyDecodes,
     IntArray,
     Manifest,
     NoiseFloor,
     ScoreTable,
-    Span,
 )
 from ldeval.redact import redact_settings
 from ldeval.reuse import Question, from_another_run, is_finished
@@ -55,7 +43,6 @@ from ldeval.scoring.score import (
     Scored,
     score_probes,
 )
-from ldeval.scoring.sources import model_source
 from ldeval.scoring.tables import (
     as_reference,
     attach_reference,
@@ -66,146 +53,13 @@ from ldeval.store import (
     TRAINED,
     read_manifest,
     read_table,
-    run_folder,
     step_folder,
     write_table,
 )
+from ldeval.sweep.settings import SIZING_ARGUMENTS, SweepResult, SweepSettings
 from ldeval.texts import keep_texts
 
 log = logging.getLogger(__name__)
-
-SIZING_ARGUMENTS = frozenset(
-    {
-        "batch_size",
-        "block_size",
-        "device",
-        "enforce_eager",
-        "gpu_memory_utilization",
-        "max_batch_size",
-        "max_num_batched_tokens",
-        "max_num_seqs",
-        "parallelize",
-        "tensor_parallel_size",
-    }
-)
-"""Model arguments that say how much is done at once, not what is computed: a sweep may
-go on with others. Every other one must stay as it was."""
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """What is the same for every checkpoint of a sweep."""
-
-    probes: ProbeSet
-    store: Path
-    run: str
-    model: str = "hf"
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    serve: bool = False
-    """Let a ``vllm serve`` of the run's own compute (model ``vllm``)."""
-    span: Span = "trl"
-    apply_chat_template: bool = False
-    system_instruction: str | None = None
-    initial_model: str | None = None
-    """Folder of the model that the run descends from, when it is not the first
-    checkpoint: ``initial`` responses sampled from another model are excluded."""
-    base: str | None = None
-    """Scored as step 0; lends its tokenizer to checkpoints saved without one."""
-    top_k: int = TOP_K
-    progress: bool = True
-    greedy: int = 0
-    """Tokens that each checkpoint takes by itself after every prompt, at most; 0: no
-    greedy decodes are kept."""
-    noise: bool = True
-    """Measure the noise floor; a shard leaves that to the whole sweep."""
-    objectives: tuple[str, ...] = ()
-    """What each stage was trained with (``sft``, ``dpo`` …), where it is declared; it
-    decides whether a stage can have pushed responses down on purpose."""
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep did."""
-
-    scored: tuple[int, ...]
-    """Steps scored now."""
-    kept: tuple[int, ...]
-    """Steps that were finished before."""
-    broken: tuple[BrokenCheckpoint, ...]
-    """Checkpoints that could not be scored."""
-
-
-def sweep(run: str | Path, settings: SweepSettings) -> SweepResult:
-    """Score the base model (step 0) and every ``checkpoint-N`` of a run.
-
-    Raises:
-        CheckpointError: when there is nothing to score.
-        StoreError: when the store cannot be written, or another process writes this
-            run; finished steps stay.
-        MismatchError: when the store already holds other scores under this run's name.
-    """
-    return sweep_stages([run], settings)[settings.run]
-
-
-def sweep_stages(
-    runs: Sequence[str | Path], settings: SweepSettings
-) -> dict[str, SweepResult]:
-    """Score runs that follow on one another (SFT, then DPO from it), with one model.
-
-    Each later stage's step 0 is the last checkpoint of the stage before. The first
-    stage is stored as ``settings.run``, the others under their folder's name.
-
-    Returns:
-        By name, what was done.
-
-    Raises:
-        CheckpointError, StoreError, MismatchError: as :func:`sweep`.
-    """
-    results: dict[str, SweepResult] = {}
-    source = model_source(
-        settings.model,
-        settings.model_args,
-        base=settings.base,
-        checkpoints=all_checkpoints(runs),
-        serve=settings.serve,
-    )
-    try:
-        for run, stage in stages(runs, settings):
-            target = run_folder(stage.store, stage.run)
-            with writing(target) as still_held, Sweep(stage, run, source) as work:
-                results[stage.run] = work.take_all(jobs(run, stage.base), still_held)
-    finally:
-        source.close()
-    return results
-
-
-def stages(
-    runs: Sequence[str | Path], settings: SweepSettings
-) -> Iterator[tuple[str | Path, SweepSettings]]:
-    """Each run and what is the same for its checkpoints: a later one starts from the
-    last checkpoint of the one before."""
-    origin = settings.initial_model or settings.base
-    yield runs[0], settings
-    for before, run in pairwise(runs):
-        settings = replace(
-            settings,
-            run=Path(run).resolve().name,
-            base=find_checkpoints(before)[-1].path,
-            initial_model=origin,
-            objectives=settings.objectives[1:],
-        )
-        yield run, settings
-
-
-def all_checkpoints(runs: Sequence[str | Path]) -> list[Checkpoint]:
-    """Every ``checkpoint-N`` of some runs."""
-    return [found for run in runs for found in find_checkpoints(run)]
-
-
-def jobs(run: str | Path, base: str | None) -> list[Checkpoint]:
-    """What a sweep scores, in order: the base as step 0, then every checkpoint."""
-    first = [] if base is None else [describe_checkpoint(base, 0)]
-    return first + find_checkpoints(run)
 
 
 class Sweep:
