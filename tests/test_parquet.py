@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -143,3 +145,35 @@ def test_texts_that_repeat_as_those_of_people_do_are_read(tmp_path: Path) -> Non
     pq.write_table(pa.table({"text": texts}), path, compression="zstd")
     assert len("".join(texts)) > LARGEST / 2
     assert read_parquet(path).num_rows == 10**5
+
+
+DAMAGED = """
+import io, sys, pathlib
+import pyarrow as pa, pyarrow.parquet as pq
+from ldeval.parquet import read_parquet
+path = pathlib.Path(sys.argv[1])
+pq.write_table(pa.table({"n": [1, 2, None], "t": [["a"], None, ["b"]]}), path)
+whole, refused = path.read_bytes(), 0
+footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+for at in range(footer, len(whole) - 8):
+    for change in (1, 0x10, 0x80):
+        damaged = bytearray(whole)
+        damaged[at] ^= change
+        path.write_bytes(damaged)
+        try:
+            read_parquet(path)
+        except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+            refused += 1
+print(refused)
+"""
+
+
+def test_no_damage_of_a_footer_ends_the_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DAMAGED, str(tmp_path / "file.parquet")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100

@@ -45,10 +45,10 @@ from ldeval.scoring.encode import codec_of
 from ldeval.scoring.models import RestartedModels
 from ldeval.scoring.score import score_requests
 from ldeval.store import list_runs, read_table, step_folder
-from ldeval.sweep import SweepSettings, sweep
+from ldeval.sweep import sweep
+from tests.sweeping import ARGS, sweep_settings
 from tests.tiny import save_run, save_tiny
 
-ARGS = {"dtype": "float32", "device": "cpu"}
 RATES = PlanRates(
     scoring=Rate(4e14, "given"),
     encoding=Rate(4e-3, "measured", "96 probes"),
@@ -70,21 +70,6 @@ LARGE = shape_of_size(70e9, 128_256)
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/ and run/checkpoint-{10,20}."""
     return save_run(tmp_path_factory.mktemp("trained"), [10, 20])
-
-
-def sweep_settings(trained: Path, store: Path, **changes: Any) -> SweepSettings:
-    return replace(
-        SweepSettings(
-            probes=read_probes(bundled_probes()).limited(3, 2),
-            store=store,
-            run="run",
-            model_args=ARGS,
-            base=str(trained / "base"),
-            apply_chat_template=True,
-            progress=False,
-        ),
-        **changes,
-    )
 
 
 @pytest.fixture(scope="module")

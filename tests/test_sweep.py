@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 
-from ldeval.bundled import bundled_probes
 from ldeval.checkpoints import weights_hash
 from ldeval.cli import main
 from ldeval.errors import (
@@ -31,32 +30,16 @@ from ldeval.errors import (
 from ldeval.probes import read_probes
 from ldeval.scoring.models import RestartedModels
 from ldeval.store import list_runs, load_run, read_table, step_folder
-from ldeval.sweep import SweepSettings, sweep, sweep_stages
+from ldeval.sweep import sweep, sweep_stages
 from ldeval.watch import watch
+from tests.sweeping import ARGS, sweep_settings
 from tests.tiny import save_run, save_tiny, tiny_tokenizer
-
-ARGS = {"dtype": "float32", "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/ and run/checkpoint-{10,20,30}."""
     return save_run(tmp_path_factory.mktemp("trained"), [10, 20, 30])
-
-
-def settings(trained: Path, store: Path, **changes: Any) -> SweepSettings:
-    return replace(
-        SweepSettings(
-            probes=read_probes(bundled_probes()).limited(3, 2),
-            store=store,
-            run="run",
-            model_args=ARGS,
-            base=str(trained / "base"),
-            apply_chat_template=True,
-            progress=False,
-        ),
-        **changes,
-    )
 
 
 def steps(store: Path, run: str = "run") -> list[int]:
@@ -66,10 +49,10 @@ def steps(store: Path, run: str = "run") -> list[int]:
 def test_every_checkpoint_is_scored_once_in_order(
     trained: Path, tmp_path: Path
 ) -> None:
-    result = sweep(trained / "run", settings(trained, tmp_path))
+    result = sweep(trained / "run", sweep_settings(trained, tmp_path))
     assert result.scored == (0, 10, 20, 30)
     assert (result.kept, result.broken) == ((), ())
-    again = sweep(trained / "run", settings(trained, tmp_path))
+    again = sweep(trained / "run", sweep_settings(trained, tmp_path))
     assert again.scored == ()
     assert again.kept == (0, 10, 20, 30)
     tables = load_run(tmp_path / "run")
@@ -80,7 +63,7 @@ def test_every_checkpoint_is_scored_once_in_order(
 def test_later_tables_hold_the_first_checkpoints_top_tokens_exactly(
     trained: Path, tmp_path: Path
 ) -> None:
-    sweep(trained / "run", settings(trained, tmp_path))
+    sweep(trained / "run", sweep_settings(trained, tmp_path))
     first, *later = load_run(tmp_path / "run")
     np.testing.assert_array_equal(first.tokens.ref_ids, first.tokens.top_ids)
     for table in later:
@@ -92,7 +75,7 @@ def test_later_tables_hold_the_first_checkpoints_top_tokens_exactly(
 def test_a_foreign_initial_is_excluded_and_listed(
     trained: Path, tmp_path: Path
 ) -> None:
-    sweep(trained / "run", settings(trained, tmp_path))
+    sweep(trained / "run", sweep_settings(trained, tmp_path))
     table = read_table(step_folder(tmp_path, "run", 10))
     assert "initial" not in table.kinds
     assert {item.kind for item in table.manifest.excluded} == {"initial"}
@@ -101,7 +84,7 @@ def test_a_foreign_initial_is_excluded_and_listed(
 
 
 def test_an_initial_of_this_very_model_is_scored(trained: Path, tmp_path: Path) -> None:
-    wanted = settings(trained, tmp_path)
+    wanted = sweep_settings(trained, tmp_path)
     origin = {"weights": weights_hash(trained / "base"), "tokenizer": "any"}
     own = tuple(
         replace(probe, meta={**probe.meta, "initial_model": origin})
@@ -215,7 +198,7 @@ def test_a_broken_checkpoint_is_listed_and_the_rest_is_scored(
 def test_another_probe_set_under_the_same_name_is_refused(
     trained: Path, tmp_path: Path
 ) -> None:
-    wanted = settings(trained, tmp_path)
+    wanted = sweep_settings(trained, tmp_path)
     sweep(trained / "run", wanted)
     fewer = replace(wanted, probes=wanted.probes.limited(2, 1))
     with pytest.raises(MismatchError) as caught:
@@ -238,12 +221,13 @@ def test_another_probe_set_under_the_same_name_is_refused(
 
 def test_a_folder_without_checkpoints_says_so(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint-N folders"):
-        sweep(trained / "base", settings(trained, tmp_path))
+        sweep(trained / "base", sweep_settings(trained, tmp_path))
     with pytest.raises(CheckpointError, match="no such folder"):
-        sweep(trained / "none", settings(trained, tmp_path))
+        sweep(trained / "none", sweep_settings(trained, tmp_path))
     with pytest.raises(CheckpointError, match="holds pretrained=x"):
         sweep(
-            trained / "run", settings(trained, tmp_path, model_args={"pretrained": "x"})
+            trained / "run",
+            sweep_settings(trained, tmp_path, model_args={"pretrained": "x"}),
         )
 
 
@@ -276,7 +260,7 @@ def test_what_was_trained_goes_into_the_store(trained: Path, tmp_path: Path) -> 
 def test_a_sweep_keeps_its_texts_and_a_page_of_it_spells_every_token(
     trained: Path, tmp_path: Path
 ) -> None:
-    asked = settings(trained, tmp_path / "store")
+    asked = sweep_settings(trained, tmp_path / "store")
     sweep(trained / "run", asked)
     run = tmp_path / "store" / "run"
     assert read_probes(run / "probes.jsonl").content_hash == asked.probes.content_hash
@@ -307,7 +291,7 @@ def test_watching_scores_checkpoints_as_they_appear_and_stops_at_the_last(
         shutil.copytree(source / name, run / name)
 
     result = watch(
-        run, settings(trained, tmp_path / "store"), interval=0.0, sleep=train
+        run, sweep_settings(trained, tmp_path / "store"), interval=0.0, sleep=train
     )
     assert result.scored == (0, 10, 20, 30)
     whole = load_run(tmp_path / "store" / "run")
@@ -330,7 +314,7 @@ def test_a_checkpoint_being_written_is_left_alone(
             state.write_text(content)
 
     result = watch(
-        run, settings(trained, tmp_path / "store"), interval=0.0, sleep=finish
+        run, sweep_settings(trained, tmp_path / "store"), interval=0.0, sleep=finish
     )
     assert len(looks) == 3
     assert result.scored == (0, 30)
@@ -390,7 +374,7 @@ def test_an_interrupt_keeps_what_is_finished(trained: Path, tmp_path: Path) -> N
     threading.Thread(target=interrupt).start()
     try:
         result = watch(
-            tmp_path / "nothing-yet", settings(trained, tmp_path), interval=0.01
+            tmp_path / "nothing-yet", sweep_settings(trained, tmp_path), interval=0.01
         )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -415,9 +399,9 @@ def test_a_setting_that_no_checkpoint_can_be_scored_with_ends_the_sweep(
 ) -> None:
     arguments = {**ARGS, "softmax_dtype": "bfloat16"}
     with pytest.raises(UnsupportedBackendError, match="softmax_dtype"):
-        sweep(trained / "run", settings(trained, tmp_path, model_args=arguments))
+        sweep(trained / "run", sweep_settings(trained, tmp_path, model_args=arguments))
     with pytest.raises(UnsupportedBackendError, match="no such model type"):
-        sweep(trained / "run", settings(trained, tmp_path, model="hff"))
+        sweep(trained / "run", sweep_settings(trained, tmp_path, model="hff"))
 
 
 def test_a_checkpoint_that_is_deleted_while_it_is_scored_is_scored(
@@ -433,7 +417,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_scored_is_scored(
         return opened(self, checkpoint)
 
     monkeypatch.setattr(RestartedModels, "open", deleting)
-    result = watch(run, settings(trained, tmp_path / "store"), interval=0.0)
+    result = watch(run, sweep_settings(trained, tmp_path / "store"), interval=0.0)
     assert result.scored == (0, 30)
     manifest = read_table(step_folder(tmp_path / "store", "run", 30)).manifest
     assert manifest.checkpoint == str(run / "checkpoint-30")
@@ -444,7 +428,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_scored_is_scored(
 def test_watching_ends_when_nothing_comes(trained: Path, tmp_path: Path) -> None:
     result = watch(
         tmp_path / "nothing",
-        settings(trained, tmp_path / "store"),
+        sweep_settings(trained, tmp_path / "store"),
         interval=0.01,
         idle=0.05,
     )
@@ -477,7 +461,7 @@ def test_a_swap_that_did_nothing_is_caught_and_the_engine_started_anew(
 ) -> None:
     source = WrongSwap(honest)
     monkeypatch.setattr("ldeval.sweep.staged.model_source", lambda *_, **__: source)
-    result = sweep(trained / "run", settings(trained, tmp_path))
+    result = sweep(trained / "run", sweep_settings(trained, tmp_path))
     if not honest:
         assert result.scored == (0,)
         assert [broken.step for broken in result.broken] == [10, 20, 30]
@@ -492,10 +476,10 @@ def test_a_swap_that_did_nothing_is_caught_and_the_engine_started_anew(
 def test_an_unreadable_run_beside_it_does_not_stop_a_sweep(
     trained: Path, tmp_path: Path
 ) -> None:
-    sweep(trained / "run", settings(trained, tmp_path, run="old"))
+    sweep(trained / "run", sweep_settings(trained, tmp_path, run="old"))
     manifest = step_folder(tmp_path, "old", 0) / "manifest.json"
     manifest.write_text("{")
-    result = sweep(trained / "run", settings(trained, tmp_path))
+    result = sweep(trained / "run", sweep_settings(trained, tmp_path))
     assert result.scored == (0, 10, 20, 30)
 
 

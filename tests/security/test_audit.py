@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.security.answering import JsonHandler, served
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "audit_dependencies.py"
 pytest.importorskip("pip_audit")
@@ -28,7 +28,7 @@ def script() -> Any:
     return module
 
 
-class Database(BaseHTTPRequestHandler):
+class Database(JsonHandler):
     """Knows of one vulnerability, of every version of ``holey``."""
 
     def do_POST(self) -> None:
@@ -48,23 +48,13 @@ class Database(BaseHTTPRequestHandler):
             ],
         }
         known = query["package"]["name"] == "holey"
-        body = json.dumps({"vulns": [advisory]} if known else {}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
+        self.answer(200, {"vulns": [advisory]} if known else {})
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Database)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1/query"
-    server.shutdown()
+    with served(Database) as address:
+        yield f"http://{address}/v1/query"
 
 
 def install(folder: Path, *names: str) -> str:

@@ -7,15 +7,14 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from ldeval.commands.output import CleanFormatter, clean, print_traceback
 from ldeval.store import read_manifest
+from tests.security.answering import JsonHandler, served
 from tests.tiny import save_run
 
 PASSWORD = "pa55-of-the-address"
@@ -31,7 +30,7 @@ ENVIRONMENT = {
 }
 
 
-class Gossip(BaseHTTPRequestHandler):
+class Gossip(JsonHandler):
     """An endpoint that repeats the key in what it complains of."""
 
     def do_GET(self) -> None:
@@ -42,23 +41,13 @@ class Gossip(BaseHTTPRequestHandler):
 
     def _complain(self) -> None:
         said = self.headers.get("Authorization", "no key")
-        body = json.dumps({"error": {"message": f"no model for {said}"}}).encode()
-        self.send_response(404)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
+        self.answer(404, {"error": {"message": f"no model for {said}"}})
 
 
 @pytest.fixture(scope="module")
 def gossip() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Gossip)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"user:{PASSWORD}@127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with served(Gossip) as address:
+        yield f"user:{PASSWORD}@{address}"
 
 
 @pytest.fixture(scope="module")
