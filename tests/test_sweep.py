@@ -186,7 +186,7 @@ def test_a_broken_checkpoint_is_listed_and_the_rest_is_scored(
 ) -> None:
     copy = copy_run(trained, tmp_path)
     damage(copy / "run" / "checkpoint-20")
-    result = sweep(copy / "run", settings(copy, tmp_path / "store"))
+    result = sweep(copy / "run", sweep_settings(copy, tmp_path / "store"))
     assert result.scored == (0, 10, 30)
     (broken,) = result.broken
     assert broken.step == 20
@@ -237,7 +237,9 @@ def test_a_second_stage_starts_from_the_first_ones_last_checkpoint(
     copy = copy_run(trained, tmp_path)
     second = copy / "second"
     shutil.copytree(copy / "run" / "checkpoint-10", second / "checkpoint-5")
-    results = sweep_stages([copy / "run", second], settings(copy, tmp_path / "store"))
+    results = sweep_stages(
+        [copy / "run", second], sweep_settings(copy, tmp_path / "store")
+    )
     assert results["run"].scored == (0, 10, 20, 30)
     assert results["second"].scored == (0, 5)
     base, after = load_run(tmp_path / "store" / "second")
@@ -253,7 +255,7 @@ def test_what_was_trained_goes_into_the_store(trained: Path, tmp_path: Path) -> 
     copy = copy_run(trained, tmp_path)
     line = json.dumps({"step": 1, "examples": ["train-001"]}) + "\n"
     (copy / "run" / "trained.jsonl").write_text(line)
-    sweep(copy / "run", settings(copy, tmp_path / "store"))
+    sweep(copy / "run", sweep_settings(copy, tmp_path / "store"))
     assert (tmp_path / "store" / "run" / "trained.jsonl").read_text() == line
 
 
@@ -491,7 +493,7 @@ def test_the_declared_objective_is_stored_by_stage(
     shutil.copytree(copy / "run" / "checkpoint-10", second / "checkpoint-5")
     sweep_stages(
         [copy / "run", second],
-        settings(copy, tmp_path / "store", objectives=("sft", "dpo")),
+        sweep_settings(copy, tmp_path / "store", objectives=("sft", "dpo")),
     )
     for run, objective in (("run", "sft"), ("second", "dpo")):
         for table in load_run(tmp_path / "store" / run):
