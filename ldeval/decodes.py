@@ -131,12 +131,12 @@ def read_decodes(path: Path) -> GreedyDecodes:
     """
     remedy = "Delete it and run the sweep again."
     try:
-        table = read_parquet(local_copy(path), checksums=True)
+        table = read_parquet(local_copy(path), lists=_LISTS, checksums=True)
         with understood(path, remedy):
             return _from_table(table)
     except StoreError:
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}). {remedy}") from error
 
 

@@ -8,7 +8,7 @@ dictionaries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,25 @@ _WIDTHS = {
 class ParquetFile:
     """A file whose rows are read part by part; texts unpack once their size is known.
 
+    Args:
+        lists: columns that may hold lists; None: all. How long one is, is known only
+            once it is unpacked, so that there should be no more than are needed.
+        checksums: check those of the pages.
+
     Raises:
-        ValueError: the file, or a part while it is read, unpacks to far more than what
-            a file of its size can honestly hold.
+        ValueError: two columns have one name, another column holds lists; or the file,
+            or a part while it is read, unpacks to far more than what a file of its
+            size can honestly hold.
         OSError, pa.ArrowException: it is no Parquet file, or damaged.
     """
 
-    def __init__(self, path: Path, *, checksums: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        lists: Collection[str] | None = None,
+        checksums: bool = False,
+    ) -> None:
         options = {"page_checksum_verification": checksums, "pre_buffer": False}
         with pq.ParquetFile(path, **options) as file:
             self._packed = path.stat().st_size
@@ -50,7 +62,8 @@ class ParquetFile:
             self.schema = _without_views(file.schema_arrow)
             """Of the parts that are read; texts are plain there."""
             self.metadata: pq.FileMetaData = file.metadata
-            leaves = [file.schema.column(n) for n in range(len(file.schema))]
+            leaves = _leaves(file)
+        _check_columns(self.schema.names, leaves, lists)
         self._unpacked = 0
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         self._file = pq.ParquetFile(path, read_dictionary=texts, **options)
@@ -84,10 +97,28 @@ class ParquetFile:
         return part.cast(pa.schema(fields, self.schema.metadata))
 
 
-def read_parquet(path: Path, *, checksums: bool = False) -> pa.Table:
+def read_parquet(
+    path: Path, *, lists: Collection[str] = (), checksums: bool = False
+) -> pa.Table:
     """The whole file; raises what :class:`ParquetFile` does."""
-    with ParquetFile(path, checksums=checksums) as file:
+    with ParquetFile(path, lists=lists, checksums=checksums) as file:
         return file.read()
+
+
+def _leaves(file: pq.ParquetFile) -> list[Any]:
+    return [file.schema.column(n) for n in range(len(file.schema))]
+
+
+def _check_columns(
+    names: Sequence[str], leaves: Sequence[Any], lists: Collection[str] | None
+) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two columns are called {name!r}")
+    for leaf in leaves:
+        name = leaf.path.partition(".")[0]
+        if leaf.max_repetition_level and lists is not None and name not in lists:
+            raise ValueError(f"column {name!r} holds lists")
 
 
 def _without_views(schema: pa.Schema) -> pa.Schema:
@@ -106,8 +137,7 @@ def _check_rows(packed: int, file: pq.ParquetFile) -> None:
     Of row groups alone: where a damaged file says something odd of a column, PyArrow 26
     ends the process when it is asked for what is said there.
     """
-    leaves = [file.schema.column(n) for n in range(len(file.schema))]
-    flat = [leaf for leaf in leaves if not leaf.max_repetition_level]
+    flat = [leaf for leaf in _leaves(file) if not leaf.max_repetition_level]
     width = sum(_WIDTHS.get(leaf.physical_type, leaf.length) for leaf in flat)
     groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
     _check(packed, sum(g.total_byte_size + g.num_rows * width for g in groups))

@@ -7,7 +7,7 @@ Each command runs once undisturbed, for what must come out. Then it is killed wi
 SIGKILL: at times drawn uniformly over that run (--kills, over all commands), and at its
 events (one kill at every write, fsync, rename and deletion; --events a command at most,
 evenly over them), where a kill at a write comes when half of it has reached the file.
-Every second one starts with an older result in place. After each kill:
+It starts from nothing and with an older result in place. After each kill:
 
 lost     what stood there complete is gone or changed
 wrong    a file under its final name is neither the old one nor the new one; a reader
@@ -96,17 +96,21 @@ def campaign(
 ) -> Tally:
     """Kill one command at times and at events."""
     started = time.monotonic()
-    kinds = command.learn()
+    command.learn()
     tally = Tally(command.undisturbed)
-    for number, at in enumerate(evenly(kinds, at_events)):
-        moment = f"{command.name}, {kinds[at]} {at} of {len(kinds)}"
-        command.start(older=number % 2 == 1)
+    moments = [
+        (older, at, kind)
+        for older, kinds in command.events.items()
+        for at, kind in enumerate(kinds)
+    ]
+    for number in evenly([kind for _, _, kind in moments], at_events):
+        older, at, kind = moments[number]
+        moment = f"{command.name}, {kind} {at}{' over an older result' * older}"
+        command.start(older=older)
         found = ended(
             command.arguments(), command.log, Faults((command.out,), kill_at=at)
         )
-        if found.killed:
-            tally.kills[kinds[at]] += 1
-        # an older result in place can save events: then the run ended by itself
+        tally.kills[kind] += found.killed
         tally.findings += looked_over(command, found, moment)
     while tally.kills["uniform"] < uniform:
         seconds = draw.uniform(0, command.undisturbed)

@@ -55,6 +55,9 @@ class Command(ABC):
         self.out = self.trial / "out"
         self.log = place / "log.txt"
         self.undisturbed = 0.0
+        """Seconds of a run from nothing."""
+        self.events: dict[bool, list[str]] = {}
+        """In order; of a run with an older result there, and from nothing."""
         self.old: Files = {}
         self.new: Files = {}
         self.before: Files = {}
@@ -67,25 +70,22 @@ class Command(ABC):
     def inputs(self) -> None:
         """Make what it reads, once."""
 
-    def learn(self) -> list[str]:
-        """Run undisturbed, with and without an older result there.
-
-        Returns:
-            The events of a run, in order.
-        """
+    def learn(self) -> None:
+        """Run undisturbed, with and without an older result there."""
         self.place.mkdir(parents=True, exist_ok=True)
         self.inputs()
         trace = self.place / "trace.json"
         self.start(older=False)
         self._done(self.arguments(older=True))
         self.old = files_of(self.out)
-        self.start(older=False)
         counted = Faults((self.out,), trace=trace)
-        self.undisturbed = self._done(self.arguments(), counted).seconds
+        for older in (True, False):
+            self.start(older=older)
+            self.undisturbed = self._done(self.arguments(), counted).seconds
+            self.events[older] = events(trace)
         self.new = files_of(self.out)
         if self.old == self.new:
             raise ValueError(f"{self.name}: the older result must differ")
-        return events(trace)
 
     def _done(self, arguments: list[str], faults: Faults | None = None) -> Ended:
         found = ended(arguments, self.log, faults)

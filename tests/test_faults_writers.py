@@ -26,7 +26,7 @@ from ldeval.integrations.recorder import ExampleRecorder
 from ldeval.probes.answers import Answer, AnswerCache
 from ldeval.store import step_folder
 from ldeval.sweep import sweep
-from tests.test_sweep import settings
+from tests.sweeping import sweep_settings
 from tests.tiny import save_run
 
 
@@ -98,7 +98,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_texts_that_a_kill_kept_from_being_stored_are_stored_by_the_next_run(
     trained: Path, tmp_path: Path
 ) -> None:
-    wanted = settings(trained, tmp_path, base=None)
+    wanted = sweep_settings(trained, tmp_path, base=None)
     assert sweep(trained / "run", wanted).scored == (10,)
     texts = [tmp_path / "run" / name for name in ("probes.jsonl", "tokenizer.json")]
     before = [path.read_bytes() for path in texts]
@@ -111,11 +111,11 @@ def test_texts_that_a_kill_kept_from_being_stored_are_stored_by_the_next_run(
 def test_a_damaged_table_of_another_run_does_not_stop_a_sweep(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = settings(trained, tmp_path, base=None)
+    wanted = sweep_settings(trained, tmp_path, base=None)
     sweep(trained / "run", wanted)
     damaged = step_folder(tmp_path, "run", 10) / "tokens.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    again = settings(trained, tmp_path, base=None, run="again")
+    again = sweep_settings(trained, tmp_path, base=None, run="again")
     assert sweep(trained / "run", again).scored == (10,)
     assert f"not looked into: {damaged}" in caplog.text
 

@@ -41,7 +41,7 @@ def test_columns_of_every_type_are_read(
     table = pa.table({name: COLUMNS[name], "n": [1, 2, 3]})
     pq.write_table(table, path, store_schema=arrow_schema)
     expected = pq.read_table(path)
-    found = read_parquet(path)
+    found = read_parquet(path, lists=[name])
     assert found.equals(expected)
     assert found.schema.equals(expected.schema, check_metadata=True)
     with ParquetFile(path) as file:
@@ -61,6 +61,19 @@ def test_views_become_texts(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(views), path)
     assert read_parquet(path).to_pydict() == pa.table(views).to_pydict()
+
+
+def test_columns_of_one_name_and_lists_that_are_not_expected_are_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file.parquet"
+    pq.write_table(pa.table([[1], [2]], names=["n", "n"]), path)
+    with pytest.raises(ValueError, match="two columns are called 'n'"):
+        read_parquet(path)
+    pq.write_table(pa.table({"a": [[1]], "b": [{"c": [1]}]}), path)
+    with pytest.raises(ValueError, match="column 'b' holds lists"):
+        read_parquet(path, lists=["a"])
+    assert read_parquet(path, lists=["a", "b"]).num_rows == 1
 
 
 # ------------------------------------------------------------------------------- bombs
@@ -128,9 +141,13 @@ def test_a_small_file_that_would_fill_memory_is_refused_before_it_does(
     )
     assert path.stat().st_size < 70_000
     request.getfixturevalue("little_memory")
-    for read in (read_parquet, _row_by_row):
+    for read in (_at_once, _row_by_row):
         with pytest.raises(ValueError, match=r"bytes unpack to .* over 1000 times"):
             read(path)
+
+
+def _at_once(path: Path) -> None:
+    read_parquet(path, lists=["messages"])
 
 
 def _row_by_row(path: Path) -> None:
@@ -161,7 +178,7 @@ for at in range(footer, len(whole) - 8):
         damaged[at] ^= change
         path.write_bytes(damaged)
         try:
-            read_parquet(path)
+            read_parquet(path, lists=["t"])
         except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
             refused += 1
 print(refused)

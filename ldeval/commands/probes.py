@@ -111,7 +111,7 @@ def _show(options: argparse.Namespace) -> int:
         )
     for probe in wanted[: options.n]:
         text = json.dumps(probe_to_record(probe), indent=2, ensure_ascii=False)
-        print(visible_json(text))
+        say(visible_json(text))
     return 0
 
 

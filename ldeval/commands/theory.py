@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldeval.commands import add_command
+from ldeval.commands.output import say
 from ldeval.errors import TheoryError
 from ldeval.files import write_whole
 
@@ -127,7 +128,7 @@ def _digits(options: argparse.Namespace) -> int:
         for name, figure in figures(found).items():
             path = options.output / f"{name}.png"
             write_whole(path, image(figure, "png"))
-            print(f"figure: {path}")
+            say(f"figure: {path}")
     return 0
 
 
@@ -159,7 +160,7 @@ def _finish(
     if options.output is not None:
         content = image(draw(), "svg" if options.output.suffix == ".svg" else "png")
         write_whole(options.output, content)
-        print(f"figure: {options.output}")
+        say(f"figure: {options.output}")
     return 0
 
 
@@ -169,7 +170,7 @@ def _report(
     from ldeval.report.json_report import dumps, plain
     from ldeval.report.tables import to_terminal
 
-    print(to_terminal(table), end="")
+    say(to_terminal(table).rstrip("\n"))
     if options.json is not None:
         write_whole(options.json, dumps(plain(document)))
-        print(f"numbers: {options.json}")
+        say(f"numbers: {options.json}")

@@ -157,7 +157,7 @@ def read_dataset(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
     for file in dataset_files(path):
         number = 0
         try:
-            with ParquetFile(file) as opened:
+            with ParquetFile(file, lists=["messages"]) as opened:
                 _check_columns(file, opened.schema.names)
                 for batch in opened.batches(BATCH_ROWS):
                     for row in batch.to_pylist():

@@ -75,7 +75,7 @@ class StoredTable:
         try:
             responses = read_parquet(responses_file)
             _check_responses(responses)
-            with ParquetFile(tokens_file) as file:
+            with ParquetFile(tokens_file, lists=WIDE) as file:
                 yield from _parts(self.manifest, responses, file, self.columns)
         except (
             OSError,
