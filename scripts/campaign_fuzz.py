@@ -8,8 +8,8 @@ many inputs, or for so long. With atheris, coverage of ldeval's own modules guid
 inputs; half of them are mutated in the file's own form. Without it, ``--engine random``
 mutates files of the real writers. A finding is an input at which a reader raised
 anything but an error of ldeval's that names the file, gave a record that is not valid
-or does not survive being written and read, or hung, crashed or took more than the
-memory it may. Each kind of finding is kept once, as a file, which ``--reader NAME
+or does not survive being written and read, or hung, crashed or took more than a
+gigabyte. Each kind of finding is kept once, as a file, which ``--reader NAME
 --replay FILE`` gives to the reader again: a machine that was halted looks like a hang.
 Prints a table; exits 1 where there was a finding.
 """
@@ -36,8 +36,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_AN_INPUT = 120
 """Far above any input's; a machine that is halted for a while counts as well."""
-MEGABYTES = 3072
-"""Resident memory that a reader's process may take, the libraries in it included."""
+MEGABYTES = 1024
+"""Resident memory that one input may take."""
+MEGABYTES_AT_ALL = 8192
+"""Of the process, where the operating system refuses to give more."""
 LONGEST = 1 << 16
 """Bytes of an input."""
 INSTRUMENTED = (
@@ -72,8 +74,13 @@ class Counted:
         """Give an input to the reader and count what comes."""
         self._counts[0] += 1
         self._last[: 8 + len(data)] = len(data).to_bytes(8, "little") + data
+        before = _resident_megabytes("VmRSS")
+        _forget_peak()
         try:
             accepted = self._check(data)
+            taken = _resident_megabytes("VmHWM") - before
+            if taken > MEGABYTES:
+                raise MemoryError(f"{taken} MB resident, of {len(data)} bytes")
             self._counts[1 if accepted else 2] += 1
         # whatever a reader raises is what is looked for, and is kept
         except Exception as error:  # noqa: BLE001
@@ -96,6 +103,21 @@ class Counted:
         (self._folder / f"{kind}.input").write_bytes(data)
         text = "".join(traceback.format_exception(error))
         (self._folder / f"{kind}.txt").write_text(text, "utf-8", "backslashreplace")
+
+
+def _resident_megabytes(name: str) -> int:
+    """Now (``VmRSS``) or at the highest since the last :func:`_forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{name}:")[2].split(None, 1)[0]) >> 10
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _limit_memory() -> None:
+    limit = MEGABYTES_AT_ALL << 20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -126,13 +148,14 @@ def fuzz_with_atheris(options: argparse.Namespace, name: str, folder: Path) -> N
         base = rng.choice(seeds) if rng.random() < 0.5 else data
         return mutated(base, target.form, rng)[:most]
 
+    _limit_memory()
     atheris.Setup(
         [
             sys.argv[0],
             f"-runs={options.executions}",
             f"-max_total_time={round(options.minutes * 60)}",
             f"-timeout={SECONDS_AN_INPUT}",
-            f"-rss_limit_mb={MEGABYTES}",
+            "-rss_limit_mb=0",
             f"-max_len={LONGEST}",
             f"-artifact_prefix={folder}{os.sep}killed-by-libfuzzer-",
             f"-seed={options.seed + 1}",
@@ -150,8 +173,7 @@ def fuzz_at_random(options: argparse.Namespace, name: str, folder: Path) -> None
     from tests.fuzz.mutate import mutated
     from tests.fuzz.targets import TARGETS
 
-    limit = MEGABYTES << 20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    _limit_memory()
     target, rng = TARGETS[name], random.Random(options.seed)
     corpus = target.seeds()
     counted = Counted(target.check, folder)
