@@ -30,16 +30,6 @@ from tests.training import (
 PROBES = short_probes()
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def pairs() -> Dataset:
-    return examples(PROBES, "dpo")
-
-
 def callback(store: Path, **changes: Any) -> ProbeCallback:
     settings: dict[str, Any] = {
         "every": 3,

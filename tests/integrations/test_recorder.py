@@ -22,7 +22,6 @@ from ldeval.integrations.order import OrderSettings, example_order
 from ldeval.integrations.recorder import decoded_ids, encoded_ids, merge_records
 from ldeval.store import read_trained, read_trained_tokens
 from tests.conftest import ROOT
-from tests.tiny import save_tiny
 from tests.training import (
     IDS,
     assert_same_training,
@@ -32,16 +31,6 @@ from tests.training import (
 )
 
 PROBES = short_probes()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def pairs() -> Dataset:
-    return examples(PROBES, "dpo")
 
 
 def recorded(output: Path) -> dict[int, list[str]]:
