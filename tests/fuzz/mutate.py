@@ -188,7 +188,7 @@ def _column_changed(table: pa.Table, rng: random.Random) -> pa.Table:
         return table.remove_column(at)
     if act == 1:
         return table.append_column(rng.choice(("x", name, "meta", "ranks")), column)
-    if act == 2:
+    if act == 2 and len(table):
         return table.take(rng.choices(range(len(table)), k=rng.randrange(6)))
     if act == 3 and table.schema.metadata:
         notes = {
