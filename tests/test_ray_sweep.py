@@ -34,6 +34,7 @@ from ldeval.records import Checkpoint, ScoreTable, TokenScores
 from ldeval.shards import FOLDER, cut
 from ldeval.store import list_steps, load_run, read_table, step_folder
 from ldeval.sweep import SweepSettings, sweep, sweep_stages
+from tests.sweeping import sweep_settings
 from tests.tiny import save_run
 
 ray = pytest.importorskip("ray")
@@ -70,18 +71,8 @@ def local(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Score
 
 
 def settings(trained: Path, store: Path, **changes: Any) -> SweepSettings:
-    return replace(
-        SweepSettings(
-            probes=read_probes(bundled_probes()).limited(5, 2),
-            store=store,
-            run="run",
-            model_args={"dtype": "float32", "device": "cpu"},
-            base=str(trained / "base"),
-            apply_chat_template=True,
-            progress=False,
-        ),
-        **changes,
-    )
+    changes = {"probes": read_probes(bundled_probes()).limited(5, 2), **changes}
+    return sweep_settings(trained, store, **changes)
 
 
 def assert_same(found: list[ScoreTable], wanted: list[ScoreTable]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ldeval.records import GreedyDecodes
 from ldeval.scoring.encode import encode_prompt, tokenizer_codec
 from ldeval.scoring.greedy import greedy_decodes
 from ldeval.sweep import SweepSettings, sweep
+from tests.sweeping import sweep_settings
 from tests.tiny import save_run
 
 PROBES = read_probes(bundled_probes()).limited(4, 3)
@@ -175,18 +175,8 @@ def test_a_model_without_token_scores_is_refused() -> None:
 
 
 def settings(trained: Path, store: Path, **changes: Any) -> SweepSettings:
-    return replace(
-        SweepSettings(
-            probes=PROBES,
-            store=store,
-            run="run",
-            model_args=ARGS,
-            base=str(trained / "base"),
-            apply_chat_template=True,
-            progress=False,
-        ),
-        **changes,
-    )
+    changes = {"probes": PROBES, **changes}
+    return sweep_settings(trained, store, **changes)
 
 
 def test_a_finished_run_gets_its_decodes_later_and_keeps_them(
