@@ -342,12 +342,23 @@ def _check_entry(name: str, entry: Any) -> None:
         raise ValueError(f"tensor {name!r} has no dtype, shape and data_offsets")
 
 
-def stored_dtype(folder: str | Path) -> str | None:
-    """The floating-point type that most stored bytes have, e.g. ``F32``.
+def stored_dtype(folder: str | Path, base: str | None = None) -> str | None:
+    """The floating-point type that most stored bytes have, e.g. ``F32``; of an adapter
+    that of the model it stands upon, whose weights decide how exact its scores are.
 
     Saving in a low precision rounds small updates away, so both sides of a diff should
     be stored alike.
+
+    Args:
+        base: of an adapter that does not say upon which.
+
+    Returns:
+        None where it is not known: no tensors, or a base that is not on this disk.
     """
+    checkpoint = describe_checkpoint(folder, 0)
+    if checkpoint.layout == "adapter":
+        below = checkpoint.base or base
+        return None if below is None else stored_dtype(below)
     counts: dict[str, int] = {}
     for _, entry, _, _ in _tensor_headers(folder):
         start, stop = entry["data_offsets"]

@@ -14,32 +14,34 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from safetensors import safe_open
 
 from ldeval.checkpoints import tensor_header
 from ldeval.errors import ScoringError, UnsupportedBackendError
 from ldeval.scoring import packed
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+DTYPE_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
-"""What safetensors calls them."""
+"""What torch and safetensors call a type."""
 
 
 class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
@@ -234,7 +236,7 @@ class LiveWeights:
     digest: str
     """As :func:`ldeval.checkpoints.weights_hash` of that checkpoint."""
     dtype: str | None
-    """The type that most bytes have."""
+    """The type that most bytes have; None where that is not known."""
 
 
 def live_weights(model: Any) -> LiveWeights:
@@ -245,13 +247,49 @@ def live_weights(model: Any) -> LiveWeights:
     sizes: dict[str, int] = {}
     for name in sorted(state):
         tensor = state[name].detach()
-        dtype = _DTYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+        name_of_type = str(tensor.dtype).removeprefix("torch.")
+        dtype = DTYPE_NAMES.get(name_of_type, name_of_type)
         digest.update(tensor_header(name, dtype, tuple(tensor.shape)))
         # one tensor at a time: no copy of the model is made
         flat = tensor.contiguous().cpu().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
         sizes[dtype] = sizes.get(dtype, 0) + flat.numel() * flat.element_size()
     return LiveWeights(digest.hexdigest(), max(sizes, key=lambda name: sizes[name]))
+
+
+def memory_dtype(model: Any) -> str:
+    """The type that most bytes of a model's floating-point weights have in memory, as
+    torch calls it, e.g. ``float32``; of an adapter that of its base."""
+    if getattr(model, "peft_config", None):
+        model = model.get_base_model()
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            size = parameter.numel() * parameter.element_size()
+            sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + size
+    most = max(sizes, key=lambda dtype: sizes[dtype])
+    return str(most).removeprefix("torch.")
+
+
+def holds_weights_of(model: Any, files: Iterable[Path]) -> bool:
+    """Whether a model holds what its files do, in whatever type it was loaded.
+
+    Args:
+        files: safetensors.
+    """
+    state = _saved_state(model)
+    left = set(state)
+    for path in files:
+        with safe_open(str(path), framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118  # no mapping
+                mine = state.get(name)
+                if mine is None:
+                    return False
+                stored = handle.get_tensor(name).to(mine.device, mine.dtype)
+                if not torch.equal(stored, mine.detach()):
+                    return False
+                left.discard(name)
+    return not left
 
 
 def is_untrained_adapter(model: Any) -> bool:

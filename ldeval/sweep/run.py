@@ -227,7 +227,7 @@ class Sweep:
             probe_set_hash=settings.probes.content_hash,
             settings=self._asked,
             objective=self._objective,
-            stored_dtype=stored_dtype(checkpoint.folder),
+            stored_dtype=stored_dtype(checkpoint.folder, settings.base),
             seconds=time.monotonic() - started,
             notes=notes,
             noise_floor=floor,
