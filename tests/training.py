@@ -64,6 +64,7 @@ def trainer(
     lora: bool = False,
     callbacks: list[Any] | None = None,
     kind: Any = None,
+    eval_dataset: Dataset | None = None,
     **changes: Any,
 ) -> Any:
     """A trainer that is ready to train, in the file's own precision, on the CPU."""
@@ -89,6 +90,7 @@ def trainer(
     adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
     shared: dict[str, Any] = {
         "train_dataset": data,
+        "eval_dataset": eval_dataset,
         "processing_class": tokenizer,
         "callbacks": callbacks,
         "peft_config": adapter,

@@ -74,9 +74,11 @@ def _trained(options: argparse.Namespace) -> int:
         )
     steps = recompute_examples(options.run_dir, ids, settings)
     say(
-        f"{target}: {len(steps)} steps over {len(ids)} examples, taken from one "
-        f"process, {'in order' if options.sequential else f'seed {options.seed}'}, "
-        "unpacked"
+        f"{target}: {len(steps)} steps over {len(ids)} examples, taken "
+        f"{'in order' if options.sequential else f'by seed {options.seed}'}. Taken as "
+        "given, since the run's files do not tell: one process, no row packed, dropped "
+        "by the trainer or grouped by length, no dataloader_in_order=False and no "
+        "ignore_data_skip"
     )
     return 0
 

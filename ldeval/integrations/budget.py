@@ -22,6 +22,8 @@ class Overhead:
     """Seconds of probing so far."""
     costs: list[float] = field(default_factory=list)
     """Seconds of each scoring."""
+    expected: float | None = None
+    """Seconds that the next scoring is taken to need before there was one."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and not self.limit > 0:
@@ -31,6 +33,16 @@ class Overhead:
         """Count one scoring."""
         self.costs.append(seconds)
         self.spent += seconds
+
+    def add_kept(self, seconds: float, expected: float) -> None:
+        """Count the look at scores that were stored before.
+
+        Args:
+            seconds: what it took.
+            expected: what these scores took when they were computed.
+        """
+        self.spent += seconds
+        self.expected = expected
 
     def share(self, trained: float) -> float:
         """The share so far.
@@ -50,9 +62,10 @@ class Overhead:
             trained: seconds of training so far, probing left out.
             done: share of the run's steps that are done, 0 to 1.
         """
-        if self.limit is None or not self.costs:
+        known = self.costs[-3:] or [c for c in (self.expected,) if c is not None]
+        if self.limit is None or not known:
             return True
-        next_cost = max(self.costs[-3:])
+        next_cost = max(known)
         if self.spent + next_cost > self.limit * trained:
             return False
         if done >= 1:

@@ -24,7 +24,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from ldeval.bundled import bundled_probes
-from ldeval.errors import LdevalError, MismatchError
+from ldeval.errors import MismatchError
 from ldeval.files import place
 from ldeval.integrations.budget import Overhead
 from ldeval.integrations.live_run import LiveRun, LiveSettings
@@ -129,6 +129,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         self._run: LiveRun | None = None
         self._trainer: Any = None
         self._started = 0.0
+        self._considered = -1
         self._told: set[str] = set()
 
     # -------------------------------------------------------------------------- events
@@ -163,18 +164,18 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         last = state.global_step >= state.max_steps or control.should_training_stop
         if state.global_step % self._every and not last:
             return
-        stop = False
-        if self._run is not None:
-            done = 1.0 if last else state.global_step / max(state.max_steps, 1)
-            if self.overhead.allows(self._trained_seconds(), done):
-                stop = self._scored_or_counted(args, state, control, objects)
-            else:
-                self.left_out.append(state.global_step)
+        stop = self._due(args, state, control, objects, last=last)
         if "stop" in self._on_verdict.values():
             stop = _agreed(stop, args)
         if stop:
             control.should_training_stop = True
             control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        """Score what training ends with, where that was decided after its last step, as
+        early stopping decides when it evaluates."""
+        if control.should_training_stop and self._considered != state.global_step:
+            self._due(args, state, control, objects, last=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Say what it cost."""
@@ -198,16 +199,37 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
     def _trained_seconds(self) -> float:
         return time.monotonic() - self._started - self.overhead.spent
 
+    def _due(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        objects: Mapping[str, Any],
+        *,
+        last: bool,
+    ) -> bool:
+        """Score this step if that may be paid for; whether a verdict asks to stop."""
+        self._considered = state.global_step
+        if self._run is None:
+            return False
+        done = 1.0 if last else state.global_step / max(state.max_steps, 1)
+        if self.overhead.allows(self._trained_seconds(), done):
+            return self._scored_or_counted(args, state, control, objects)
+        self.left_out.append(state.global_step)
+        return False
+
     def _scored_or_counted(
         self, args: Any, state: Any, control: Any, objects: Mapping[str, Any]
     ) -> bool:
         try:
             return self._score(args, state, control, objects)
-        except (LdevalError, torch.OutOfMemoryError) as error:
-            # hours of training are worth more than one scoring
-            log.error("probes: step %d was not scored: %s", state.global_step, error)
-            self.failures[state.global_step] = str(error)
+        except Exception as error:  # noqa: BLE001  # training is worth more
+            self._failed(state.global_step, "not scored", error)
             return False
+
+    def _failed(self, step: int, what: str, error: Exception) -> None:
+        log.error("probes: step %d was %s: %s", step, what, error)
+        self.failures[step] = str(error) or type(error).__name__
 
     def _score(
         self, args: Any, state: Any, control: Any, objects: Mapping[str, Any]
@@ -219,21 +241,39 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         started = time.monotonic()
         step = state.global_step
         checkpoint = str(Path(args.output_dir) / f"checkpoint-{step}")
+        stored_before: float | None = None
         try:
             tokenizer = objects["processing_class"]
-            if self._run.score(model, tokenizer, step, checkpoint):
+            stored_before = self._run.score(model, tokenizer, step, checkpoint)
+            if stored_before is None:
                 self.scored.append(step)
             copy_records(Path(args.output_dir), self._run.folder)
-            self.comparison = self._run.compare() if self._verdicts else None
+            self.comparison = self._compared(step)
         finally:
-            self.overhead.add(time.monotonic() - started)
+            seconds = time.monotonic() - started
+            if stored_before is None:
+                self.overhead.add(seconds)
+            else:
+                self.overhead.add_kept(seconds, stored_before)
         values = {} if self.comparison is None else curves(self.comparison)
-        values[f"{PREFIX}/seconds"] = self.overhead.costs[-1]
+        values[f"{PREFIX}/seconds"] = seconds
         trained = self._trained_seconds() if self._started else 0.0
         if trained > 0:
             values[f"{PREFIX}/overhead"] = self.overhead.share(trained)
         self._report(state, control, values)
         return self._acted_on_verdicts(step)
+
+    def _compared(self, step: int) -> Comparison | None:
+        """What is stored, compared. The scores are worth keeping without that, and the
+        training worth going on."""
+        assert self._run is not None
+        if not self._verdicts:
+            return None
+        try:
+            return self._run.compare()
+        except Exception as error:  # noqa: BLE001  # training is worth more
+            self._failed(step, "scored, but not compared", error)
+            return None
 
     def _report(self, state: Any, control: Any, values: dict[str, float]) -> None:
         """Through the trainer's own log, so that every reporter gets it."""

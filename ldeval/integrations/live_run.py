@@ -13,7 +13,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,13 @@ from ldeval.records import (
     Span,
 )
 from ldeval.scoring.live import (
+    DTYPE_NAMES,
     LiveModel,
     LiveWeights,
+    holds_weights_of,
     is_untrained_adapter,
     live_weights,
+    memory_dtype,
     undisturbed,
 )
 from ldeval.scoring.noise import measure_noise
@@ -99,6 +102,7 @@ class LiveRun:
         self._reference_step: int | None = None
         self._floors: set[tuple[str, str]] = set()
         self._origin: str | None = None
+        self._loaded: dict[str, str] = {}
         self._right = contextlib.ExitStack()
         self._still_held: Callable[[], None] = lambda: None
 
@@ -121,6 +125,7 @@ class LiveRun:
         self._still_held = self._right.enter_context(writing(self.folder))
         _writing[str(self.folder)] = self
         self._origin = _origin_weights(self.settings.initial_model, model)
+        self._loaded = _loaded_as(model)
         later = [item for item in list_steps(self.folder) if item.step > step]
         earlier = [
             item
@@ -159,7 +164,7 @@ class LiveRun:
     def _check_alike(self, manifest: Manifest) -> None:
         asked = {
             "probe_set_hash": self.settings.probes.content_hash,
-            "settings": self._asked,
+            "settings": self.asked,
         }
         for name, value in asked.items():
             if getattr(manifest, name) != value:
@@ -173,12 +178,14 @@ class LiveRun:
             self._floors.add((floor.backend, floor.dtype))
 
     @property
-    def _asked(self) -> dict[str, Any]:
-        """As a sweep's manifests have it, so that a sweep keeps these steps."""
+    def asked(self) -> dict[str, Any]:
+        """The settings as a sweep's manifests have them, so that it keeps these
+        steps."""
         mixed = self.settings.mixed_precision_dtype
+        autocast = {} if mixed is None else {"mixed_precision_dtype": mixed}
         return {
             "model": "hf",
-            "model_args": {} if mixed is None else {"mixed_precision_dtype": mixed},
+            "model_args": {**self._loaded, **autocast},
             "span": self.settings.span,
             "apply_chat_template": self.settings.apply_chat_template,
             "system_instruction": self.settings.system_instruction,
@@ -186,14 +193,15 @@ class LiveRun:
             "origin_weights": self._origin,
         }
 
-    def score(self, model: Any, tokenizer: Any, step: int, place: str) -> bool:
+    def score(self, model: Any, tokenizer: Any, step: int, place: str) -> float | None:
         """Score the model as it is now and store the table.
 
         Args:
             place: where a checkpoint of this step is or would be.
 
         Returns:
-            False where the same scores are stored already.
+            The seconds that scoring took where the same scores are stored already;
+            None where they are new.
 
         Raises:
             ScoringError, StoreError, MismatchError: nothing is stored then.
@@ -203,8 +211,9 @@ class LiveRun:
         started = time.monotonic()
         weights = self._weights(model, step)
         folder = step_folder(settings.store, settings.run, step)
-        if _is_stored(folder, weights.digest):
-            return False
+        stored = _stored(folder, weights.digest)
+        if stored is not None:
+            return stored.seconds
         mixed = settings.mixed_precision_dtype
         with undisturbed(model):
             model.eval()
@@ -223,7 +232,7 @@ class LiveRun:
             checkpoint=place,
             weights_hash=weights.digest,
             probe_set_hash=settings.probes.content_hash,
-            settings=self._asked,
+            settings=self.asked,
             objective=settings.objective,
             stored_dtype=weights.dtype,
             seconds=time.monotonic() - started,
@@ -239,14 +248,23 @@ class LiveRun:
         write_table(folder, table)
         if floor is not None:
             self._floors.add((floor.backend, floor.dtype))
-        return True
+        return None
 
     def _weights(self, model: Any, step: int) -> LiveWeights:
-        folder = _origin_folder(model) if step == 0 else None
-        if folder is None or not is_untrained_adapter(model):
+        """Of a checkpoint saved now; before training, of the folder it begins from."""
+        folder = _origin_folder(model)
+        if folder is None:
             return live_weights(model)
-        # a new adapter changes nothing: these are scores of its base, as in a sweep
-        return LiveWeights(weights_hash(folder), stored_dtype(folder))
+        if getattr(model, "peft_config", None):
+            stored = stored_dtype(folder)
+            # a new adapter changes nothing: these are scores of its base
+            if step == 0 and is_untrained_adapter(model):
+                return LiveWeights(weights_hash(folder), stored)
+            return replace(live_weights(model), dtype=stored)
+        live = live_weights(model)
+        if step == 0 and holds_weights_of(model, weight_files(folder)):
+            return replace(live, digest=weights_hash(folder))
+        return live
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -298,15 +316,15 @@ class LiveRun:
         )
 
 
-def _is_stored(folder: Path, digest: str) -> bool:
-    """Whether these weights were scored into a step.
+def _stored(folder: Path, digest: str) -> Manifest | None:
+    """The manifest of a step into which these weights were scored before.
 
     Raises:
         MismatchError: when others were.
     """
     found = [item for item in list_steps(folder.parent) if item.folder == folder]
     if not found or not found[0].complete:
-        return False
+        return None
     manifest = read_manifest(folder)
     if manifest.weights_hash != digest:
         raise MismatchError(
@@ -314,7 +332,7 @@ def _is_stored(folder: Path, digest: str) -> bool:
             f"model in training has {digest[:12]}…. Give another run name or store, or "
             "delete that folder."
         )
-    return True
+    return manifest
 
 
 def _origin_folder(model: Any) -> Path | None:
@@ -323,6 +341,22 @@ def _origin_folder(model: Any) -> Path | None:
         model = model.get_base_model()
     folder = Path(str(getattr(model, "name_or_path", "") or ""))
     return folder if folder.is_dir() and weight_files(folder) else None
+
+
+def _loaded_as(model: Any) -> dict[str, str]:
+    """How a model was loaded where a sweep would load it in another way, as the
+    ``--model_args`` that say so."""
+    folder = _origin_folder(model)
+    found = {}
+    memory = memory_dtype(model)
+    if folder is not None and DTYPE_NAMES.get(memory) != stored_dtype(folder):
+        found["dtype"] = memory
+    quantized = getattr(model.config, "quantization_config", None)
+    if quantized is not None and getattr(model, "peft_config", None):
+        # not an argument of the harness: a sweep does not go on from such scores
+        method = getattr(quantized, "quant_method", "unknown")
+        found["quantization"] = str(getattr(method, "value", method))
+    return found
 
 
 def _origin_weights(given: str | None, model: Any) -> str | None:

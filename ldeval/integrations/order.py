@@ -79,6 +79,8 @@ def _undecided(trainer: Any) -> str | None:
         return "the data is a stream, without a length"
     if args.ignore_data_skip:
         return "ignore_data_skip=True: a resumed run begins its epoch anew"
+    if args.dataloader_num_workers and not getattr(args, "dataloader_in_order", True):
+        return "dataloader_in_order=False: batches come as the workers have them ready"
     if args.auto_find_batch_size:
         return "auto_find_batch_size=True: the batch size may have changed"
     sampler = _sampler(trainer)
@@ -98,7 +100,7 @@ def _sampler(trainer: Any) -> str:
 
 def recompute_examples(
     run: str | Path,
-    ids: Sequence[str],
+    ids: str | Sequence[str],
     settings: Any,
 ) -> dict[int, tuple[str, ...]]:
     """Compute what each optimizer step of a finished run trained on, and write it
@@ -106,7 +108,8 @@ def recompute_examples(
 
     Args:
         run: the run's output folder.
-        ids: one a row of the training data, in its order, as the trainer kept it.
+        ids: one a row of the training data, in its order, as the trainer kept it; or,
+            with a trainer, the column of its data that holds them.
         settings: :class:`OrderSettings`; or a trainer that is set up as the run's was.
 
     Returns:
@@ -118,7 +121,13 @@ def recompute_examples(
         CheckpointError: no checkpoint is in the folder.
     """
     if not isinstance(settings, OrderSettings):
-        settings = OrderSettings.of(settings)
+        trainer, settings = settings, OrderSettings.of(settings)
+        ids = _ids_of(trainer, ids)
+    elif isinstance(ids, str):
+        raise TrainedRecordError(
+            f"ids={ids!r} names a column, which only a trainer has. Give the ids, one "
+            "a row."
+        )
     state = _trainer_state(Path(run))
     _check_state(state, settings, len(ids), Path(run))
     steps = {}
@@ -126,6 +135,37 @@ def recompute_examples(
         steps[step] = tuple(str(ids[row]) for row in rows)
     _write(Path(run) / TRAINED, steps)
     return steps
+
+
+def refuse_shuffled(args: Any) -> None:
+    """Refuse a list of ids where the trainer has put its data into another order.
+
+    Raises:
+        TrainedRecordError: naming the setting.
+    """
+    if getattr(args, "shuffle_dataset", False):
+        raise TrainedRecordError(
+            "the trainer has shuffled its rows (shuffle_dataset=True), so that a list "
+            "of ids does not fit them. Put the ids into the dataset as a column, and "
+            "give its name."
+        )
+
+
+def _ids_of(trainer: Any, ids: str | Sequence[str]) -> Sequence[str]:
+    """One a row of a trainer's data.
+
+    Raises:
+        TrainedRecordError: they are not in it, or lie in another order.
+    """
+    if not isinstance(ids, str):
+        refuse_shuffled(trainer.args)
+        return ids
+    columns = getattr(trainer.train_dataset, "column_names", None) or ()
+    if ids not in columns:
+        raise TrainedRecordError(
+            f"the trainer's data has no column {ids!r}, only {', '.join(columns)}."
+        )
+    return list(map(str, trainer.train_dataset[ids]))
 
 
 def example_order(

@@ -33,6 +33,7 @@ from transformers import TrainerCallback
 
 from ldeval.errors import TrainedRecordError
 from ldeval.files import copy_whole, named, write_whole
+from ldeval.integrations.order import refuse_shuffled
 from ldeval.store import TRAINED
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ COLUMN = "ldeval_example_ids"
 WIDTH = 64
 """Bytes of an id, filled up with zeros."""
 FOLDER = "trained"
+RANKS = "rank_*.jsonl"
 IGNORED = -100
 """The label of a token that the loss leaves out, as in torch and transformers."""
 
@@ -52,7 +54,8 @@ def record_examples(trainer: Any, ids: str | Sequence[str]) -> ExampleRecorder:
     Args:
         trainer: of transformers or TRL, before ``train``.
         ids: the column of the training data that holds each example's id; or one id a
-            row, in the order of the data. ``ldeval diff`` takes them for ``probe_id``.
+            row, in the order of the trainer's data. ``ldeval diff`` takes them for
+            ``probe_id``.
 
     Returns:
         The recorder, which is a callback of the trainer now.
@@ -65,6 +68,9 @@ def record_examples(trainer: Any, ids: str | Sequence[str]) -> ExampleRecorder:
     _record_in_collator(trainer, column)
     _take_out_in_step(trainer, recorder)
     trainer.add_callback(recorder)
+    # first, so that whoever reads the record at the end of a step finds the step in it
+    callbacks = trainer.callback_handler.callbacks
+    callbacks.insert(0, callbacks.pop(callbacks.index(recorder)))
     return recorder
 
 
@@ -90,6 +96,7 @@ def _prepared_column(trainer: Any, ids: str | Sequence[str]) -> str:
                 "ids=[…], one a row."
             )
         return ids
+    refuse_shuffled(trainer.args)
     if not hasattr(data, "__len__") or len(ids) != len(data):
         count = len(data) if hasattr(data, "__len__") else "an unknown number of"
         raise TrainedRecordError(
@@ -236,8 +243,12 @@ class ExampleRecorder(TrainerCallback):  # type: ignore[misc]  # untyped
         with named(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"rank_{args.process_index:05d}.jsonl"
-        kept = [r for r in _lines(self._path) if r["step"] <= state.global_step]
-        _rewrite(self._path, kept)
+        _forget_after(state.global_step, self._path)
+        if args.process_index == 0:
+            # of more processes, in earlier training
+            for path in folder.glob(RANKS):
+                if _rank(path) >= args.world_size:
+                    _forget_after(state.global_step, path)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Write the step's line."""
@@ -260,6 +271,16 @@ class ExampleRecorder(TrainerCallback):  # type: ignore[misc]  # untyped
         _merge(args)
 
 
+def _rank(path: Path) -> int:
+    digits = path.stem.removeprefix("rank_")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _forget_after(step: int, path: Path) -> None:
+    """Drop the lines of training that was lost."""
+    _rewrite(path, [record for record in _lines(path) if record["step"] <= step])
+
+
 def _merge(args: Any) -> None:
     if args.world_size > 1:
         torch.distributed.barrier()
@@ -279,15 +300,16 @@ def merge_records(output_dir: str | Path) -> int:
         TrainedRecordError: a line is damaged.
     """
     folder = Path(output_dir) / FOLDER
-    steps: dict[int, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("rank_*.jsonl")):
+    steps: dict[int, dict[int, dict[str, Any]]] = {}
+    for path in sorted(folder.glob(RANKS)):
         for record in _lines(path):
-            steps.setdefault(record["step"], []).append(record)
-    whole = [
-        _joined(step, parts)
-        for step, parts in sorted(steps.items())
-        if len(parts) >= parts[0]["world"]
-    ]
+            steps.setdefault(record["step"], {})[_rank(path)] = record
+    whole = []
+    for step, parts in sorted(steps.items()):
+        world = parts[0]["world"] if 0 in parts else 0
+        own = [parts[rank] for rank in range(world) if rank in parts]
+        if own and [part["world"] for part in own] == [world] * world:
+            whole.append(_joined(step, own))
     _rewrite(Path(output_dir) / TRAINED, whole)
     return len(whole)
 
@@ -314,7 +336,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)

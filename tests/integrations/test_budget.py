@@ -19,6 +19,16 @@ def test_the_first_scoring_is_always_allowed() -> None:
     assert Overhead(0.01).allows(trained=0.0, done=0.0)
 
 
+def test_scores_that_were_stored_before_tell_what_the_next_one_takes() -> None:
+    budget = Overhead(0.5)
+    budget.add_kept(seconds=0.1, expected=10.0)
+    assert not budget.allows(trained=1.0, done=0.5)
+    assert budget.allows(trained=100.0, done=0.5)
+    assert budget.share(1.0) == pytest.approx(0.1)
+    budget.add(1.0)
+    assert budget.allows(trained=10.0, done=1.0)
+
+
 def test_a_bound_must_be_positive() -> None:
     with pytest.raises(ValueError, match="max_overhead is 0"):
         Overhead(0)

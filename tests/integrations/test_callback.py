@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 import ldeval
 from ldeval import ProbeCallback
 from ldeval.errors import MismatchError, StoreError, UnsupportedBackendError
+from ldeval.integrations.live_run import LiveRun, LiveSettings
 from ldeval.store import list_steps, load_run, read_manifest, step_folder
 from ldeval.sweep import SweepSettings, sweep
 from tests.tiny import save_tiny
@@ -146,6 +150,66 @@ def test_the_store_is_that_of_a_sweep_over_the_checkpoints(
     assert (again.kept, again.scored) == ((0, 3, 6), ())
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_base_stored_in_a_lower_precision_is_told_by_how_it_was_loaded(
+    model: Path, pairs: Dataset, tmp_path: Path, lora: bool
+) -> None:
+    """Loaded in float32, as most training is: steps compare, and a sweep that loads it
+    so goes on from them."""
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    low = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.bfloat16)
+    low.save_pretrained(str(base))
+    store = tmp_path / "store"
+    probing = callback(store, every=1, verdicts=True, objective="dpo")
+    run = trainer(
+        base,
+        tmp_path / "run",
+        pairs,
+        lora=lora,
+        callbacks=[probing],
+        max_steps=2,
+        save_steps=1,
+    )
+    run.train()
+    assert probing.failures == {}
+    found = [read_manifest(item.folder) for item in list_steps(store / "run")]
+    assert {m.stored_dtype for m in found} == {"BF16" if lora else "F32"}
+    assert {m.dtype for m in found} == {"float32"}
+    assert ldeval.diff(store / "run").steps == (0, 1, 2)
+    settings = SweepSettings(
+        probes=PROBES.limited(4, 2),
+        store=store,
+        run="run",
+        base=str(base),
+        apply_chat_template=True,
+        progress=False,
+    )
+    with pytest.raises(MismatchError, match="'dtype': 'float32'"):
+        sweep(tmp_path / "run", settings)
+    alike = replace(settings, model_args={"dtype": "float32"})
+    shutil.rmtree(store / "run" / "step_000002")
+    kept = sweep(tmp_path / "run", alike)
+    assert (kept.kept, kept.scored) == ((0, 1), (2,))
+    assert ldeval.diff(store / "run").steps == (0, 1, 2)
+
+
+def test_scores_of_a_quantized_base_say_so(model: Path, tmp_path: Path) -> None:
+    """A sweep loads the base unquantized, and must not go on from them."""
+    network = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(str(model)),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    )
+    live = LiveRun(LiveSettings(PROBES.limited(1, 0), tmp_path / "store", "run"))
+    live.begin(network, 0)
+    live.end()
+    assert live.asked["model_args"] == {}
+    network.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)
+    live.begin(network, 0)
+    live.end()
+    assert live.asked["model_args"] == {"quantization": "bitsandbytes"}
+
+
 # ------------------------------------------------------------------------------ logged
 
 
@@ -219,8 +283,6 @@ def test_logging_less_often_than_scoring_keeps_the_loss_lines(
 
 def _holding(name: str) -> Callable[..., Any]:
     """A comparison of the run in which one verdict holds on trained probes."""
-    from ldeval.integrations.live_run import LiveRun
-
     compare = LiveRun.compare
 
     def changed(self: LiveRun) -> Any:
@@ -316,6 +378,60 @@ def test_a_scoring_that_fails_later_does_not_end_training(
     assert probing.scored == [0, 6]
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), ValueError("a bug")])
+def test_a_failure_of_any_sort_does_not_end_training(
+    model: Path,
+    pairs: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """Nor does one of the comparison, whose scores are stored all the same."""
+
+    def fails(live: LiveRun) -> None:
+        raise error
+
+    monkeypatch.setattr(LiveRun, "compare", fails)
+    settings: dict[str, Any] = {"max_steps": 1, "save_steps": 1}
+    probing = callback(tmp_path / "store", every=1, verdicts=True)
+    run = trainer(model, tmp_path / "run", pairs, callbacks=[probing], **settings)
+    run.train()
+    assert probing.failures == {0: str(error), 1: str(error)}
+    assert [s.step for s in list_steps(tmp_path / "store" / "run")] == [0, 1]
+    again = callback(tmp_path / "store", every=1, verdicts=True)
+    settings["max_steps"] = 2
+    more = trainer(model, tmp_path / "run", pairs, callbacks=[again], **settings)
+    more.train(resume_from_checkpoint=True)
+    assert more.state.global_step == 2
+    assert again.scored == [2]
+
+
+class Stops(TrainerCallback):
+    """Ends training in an evaluation, as early stopping does."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= 4
+
+
+def test_what_training_ends_with_is_scored_where_an_evaluation_ended_it(
+    model: Path, pairs: Dataset, tmp_path: Path
+) -> None:
+    probing = callback(tmp_path / "store")
+    run = trainer(
+        model,
+        tmp_path / "run",
+        pairs,
+        callbacks=[probing, Stops()],
+        eval_dataset=pairs.select(range(2)),
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="no",
+    )
+    run.train()
+    assert run.state.global_step == 4
+    assert probing.scored == [0, 3, 4]
+
+
 def test_a_first_scoring_that_fails_ends_training_before_it_began(
     model: Path, pairs: Dataset, tmp_path: Path
 ) -> None:
@@ -360,6 +476,10 @@ def test_a_resumed_run_keeps_what_was_scored_and_sets_lost_steps_aside(
     again = callback(store)
     second = trainer(model, output, pairs, callbacks=[again])
     second.train(resume_from_checkpoint=True)
+    # what was stored before cost a look, but tells what a scoring takes
+    stored = read_manifest(step_folder(store, "run", 3))
+    assert again.overhead.expected == stored.seconds
+    assert len(again.overhead.costs) == 1
     assert [s.step for s in list_steps(store / "run")] == [0, 1, 2, 3, 6]
     assert sorted(p.name for p in (store / "run" / "replaced_1").iterdir()) == [
         "step_000004",

@@ -18,6 +18,7 @@ import ldeval
 from ldeval import ProbeCallback, recompute_examples, record_examples
 from ldeval.cli import main
 from ldeval.errors import TrainedRecordError
+from ldeval.integrations.live_run import LiveRun
 from ldeval.integrations.order import OrderSettings, example_order
 from ldeval.integrations.recorder import decoded_ids, encoded_ids, merge_records
 from ldeval.store import read_trained, read_trained_tokens
@@ -260,19 +261,60 @@ def test_a_step_counts_once_every_process_has_written_it(tmp_path: Path) -> None
     assert read_trained(tmp_path) == {1: frozenset("ac")}
 
 
+def test_lines_of_more_processes_before_are_not_counted(
+    model: Path, pairs: Dataset, tmp_path: Path
+) -> None:
+    """Two processes trained into this folder once, now one does."""
+    folder = tmp_path / "run" / "trained"
+    folder.mkdir(parents=True)
+    for rank in range(2):
+        line = {"step": 1, "examples": [f"old{rank}"], "world": 2}
+        (folder / f"rank_0000{rank}.jsonl").write_text(json.dumps(line) + "\n")
+    run = trainer(model, tmp_path / "run", pairs, max_steps=1, save_strategy="no")
+    record_examples(run, IDS)
+    run.train()
+    kept = recorded(tmp_path / "run")
+    assert len(kept[1]) == 2
+    assert not {"old0", "old1"} & set(kept[1])
+    assert (folder / "rank_00001.jsonl").read_text() == ""
+    (folder / "rank_00001.jsonl").write_text(json.dumps(line) + "\n")
+    assert merge_records(tmp_path / "run") == 1
+    assert recorded(tmp_path / "run") == kept
+
+
+def test_a_line_that_was_cut_inside_a_letter_is_dropped(tmp_path: Path) -> None:
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    line = '{"step": %d, "examples": ["ü"], "world": 1}\n'
+    content = (line % 1 + line % 2).encode()
+    cut = content.rindex("ü".encode()) + 1
+    (folder / "rank_00000.jsonl").write_bytes(content[:cut])
+    assert merge_records(tmp_path) == 1
+
+
 # ------------------------------------------------------------- the join with the scores
 
 
 def test_diff_reads_who_was_trained_between_two_live_scorings(
-    model: Path, pairs: Dataset, tmp_path: Path
+    model: Path, pairs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Direct against spill-over needs the record, and finds it in the store."""
     probing = ProbeCallback(
         PROBES, tmp_path / "store", every=3, apply_chat_template=True, objective="dpo"
     )
+    seen: list[list[int]] = []
+    compare = LiveRun.compare
+
+    def compared(live: LiveRun) -> Any:
+        seen.append(sorted(read_trained(live.folder) or ()))
+        return compare(live)
+
+    monkeypatch.setattr(LiveRun, "compare", compared)
     run = trainer(model, tmp_path / "run", pairs, callbacks=[probing])
     record_examples(run, IDS)
     run.train()
+    # each scoring knows the step that it comes after
+    assert seen == [[], [1, 2, 3], [1, 2, 3, 4, 5, 6]]
     assert read_trained(tmp_path / "store" / "run") == {
         step: frozenset(ids) for step, ids in recorded(tmp_path / "run").items()
     }
@@ -314,6 +356,15 @@ def test_what_is_not_sound_is_refused_with_its_reason(
         OrderSettings.of(packed)
     with pytest.raises(TrainedRecordError, match="packing"):
         record_examples(packed, IDS)
+    hasty = trainer(
+        model,
+        tmp_path / "x",
+        pairs,
+        dataloader_num_workers=2,
+        dataloader_in_order=False,
+    )
+    with pytest.raises(TrainedRecordError, match="dataloader_in_order=False"):
+        OrderSettings.of(hasty)
     skipped = trainer(model, tmp_path / "x", pairs, ignore_data_skip=True)
     with pytest.raises(TrainedRecordError, match="ignore_data_skip"):
         OrderSettings.of(skipped)
@@ -367,6 +418,34 @@ def test_ids_that_cannot_be_matched_to_rows_are_refused(
         record_examples(run, "uid")
     with pytest.raises(TrainedRecordError, match="2 ids were given for 12 rows"):
         record_examples(run, ["a", "b"])
+
+
+def test_a_list_of_ids_is_refused_where_the_trainer_shuffled_its_rows(
+    model: Path, tmp_path: Path
+) -> None:
+    """A column goes with the rows, recorded and recomputed."""
+    data = examples(PROBES, "sft")
+    settings: dict[str, Any] = {"stage": "sft", "shuffle_dataset": True}
+
+    def shuffled() -> Any:
+        return trainer(model, tmp_path / "run", data, **settings)
+
+    run = shuffled()
+    assert list(run.train_dataset[IDS]) != list(data[IDS])
+    with pytest.raises(TrainedRecordError, match="shuffle_dataset=True"):
+        record_examples(run, list(data[IDS]))
+    record_examples(run, IDS)
+    run.train()
+    kept = recorded(tmp_path / "run")
+    (tmp_path / "run" / "trained.jsonl").unlink()
+    with pytest.raises(TrainedRecordError, match="shuffle_dataset=True"):
+        recompute_examples(tmp_path / "run", list(data[IDS]), shuffled())
+    with pytest.raises(TrainedRecordError, match="no column 'uid'"):
+        recompute_examples(tmp_path / "run", "uid", shuffled())
+    with pytest.raises(TrainedRecordError, match="which only a trainer has"):
+        recompute_examples(tmp_path / "run", IDS, OrderSettings(batch=2))
+    again = recompute_examples(tmp_path / "run", IDS, shuffled())
+    assert {step: list(ids) for step, ids in again.items()} == kept
 
 
 def test_ids_survive_the_way_through_a_batch() -> None:
