@@ -136,18 +136,21 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The weight files that a library would load from a folder: the shards that the
-    index names, one file, or an adapter. Others beside them do not count."""
+    """The weight files that transformers would load from a folder: an adapter, one
+    file, or the shards that the index names. Others beside them do not count."""
     folder = Path(folder)
     if (folder / _ADAPTER).is_file():
         # full weights beside it are not what is loaded, and must not vouch for a pickle
         adapter = folder / "adapter_model.safetensors"
         return [adapter] if adapter.is_file() else []
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        # an index beside it is left over from an earlier save in shards
+        return [whole]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return [folder / name for name in _shard_names(index)]
-    whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else []
+    return []
 
 
 def _shard_names(index: Path) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from ldeval.checkpoints import (
     check_weights,
@@ -129,6 +131,25 @@ def test_sharded_safetensors_are_found_and_hash_as_one_file(
     assert len(list(shards.glob("model-*-of-*.safetensors"))) > 2
     assert weights_hash(whole) == weights_hash(shards)
     assert scored(tmp_path / "run", base, tmp_path / "store") == [0, 5]
+
+
+def test_one_file_goes_before_an_index_as_transformers_loads_them(
+    network: Any, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-5"
+    network.save_pretrained(folder, max_shard_size="20KB")
+    shards = {path.name: path.read_bytes() for path in folder.glob("model-*-of-*")}
+    shutil.copyfile(base / "model.safetensors", folder / "model.safetensors")
+    for name in shards:
+        (folder / name).unlink()
+    check_weights(describe_checkpoint(folder, 5))
+    assert weights_hash(folder) == weights_hash(base)
+    for name, content in shards.items():
+        (folder / name).write_bytes(content)
+    assert weights_hash(folder) == weights_hash(base)
+    loaded = AutoModelForCausalLM.from_pretrained(str(folder)).state_dict()
+    stored = load_file(str(base / "model.safetensors"))
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
 
 
 # ------------------------------------------------------------------ refused, converted
