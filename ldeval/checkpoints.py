@@ -136,13 +136,21 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The weight files that transformers would load from a folder: an adapter, one
-    file, or the shards that the index names. Others beside them do not count."""
+    """The weight files that transformers would load from a folder: an adapter, what
+    ``transformers_weights`` of the configuration names, one file, or the shards that
+    the index names. Others beside them do not count."""
     folder = Path(folder)
     if (folder / _ADAPTER).is_file():
         # full weights beside it are not what is loaded, and must not vouch for a pickle
         adapter = folder / "adapter_model.safetensors"
         return [adapter] if adapter.is_file() else []
+    named = _named_weights(folder / "config.json")
+    if named is not None:
+        path = folder / named
+        if named.endswith(".safetensors.index.json"):
+            return [folder / name for name in _shard_names(path)]
+        # transformers would open a pickle under such a name: it is none of ours
+        return [path] if named.endswith(".safetensors") else []
     whole = folder / "model.safetensors"
     if whole.is_file():
         # an index beside it is left over from an earlier save in shards
@@ -153,21 +161,36 @@ def weight_files(folder: str | Path) -> list[Path]:
     return []
 
 
+def _named_weights(config: Path) -> str | None:
+    """The file that a configuration names for transformers to load, if it does."""
+    if not config.is_file():
+        return None
+    name = _read_json(config).get("transformers_weights")
+    return None if name is None else _own_file(config, str(name))
+
+
 def _shard_names(index: Path) -> list[str]:
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(
             f"{index}: has no weight_map of tensors to files. Save or copy it again."
         )
-    shards = set(map(str, names.values()))
-    for name in shards:
-        plain = PureWindowsPath(name).name == name and "\0" not in name
-        if not plain or name in ("", "..") or len(name) > _LONGEST_NAME:
-            raise CheckpointError(
-                f"{index}: names {name[:80]!r}, empty or outside its folder, which no "
-                "saver writes. Do not use this checkpoint unless you know why."
-            )
-    return sorted(shards)
+    return sorted({_own_file(index, str(name)) for name in names.values()})
+
+
+def _own_file(source: Path, name: str) -> str:
+    """A name that a file gives for another one beside it.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    plain = PureWindowsPath(name).name == name and "\0" not in name
+    if not plain or name in ("", "..") or len(name) > _LONGEST_NAME:
+        raise CheckpointError(
+            f"{source}: names {name[:80]!r}, empty or outside its folder, which no "
+            "saver writes. Do not use this checkpoint unless you know why."
+        )
+    return name
 
 
 def check_weights(checkpoint: Checkpoint) -> None:

@@ -152,6 +152,35 @@ def test_one_file_goes_before_an_index_as_transformers_loads_them(
     assert all(torch.equal(loaded[name], stored[name]) for name in stored)
 
 
+def test_the_file_that_a_configuration_names_is_read_as_transformers_reads_it(
+    network: Any, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-5"
+    network.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+
+    def name(file: str) -> None:
+        record = json.dumps({**config, "transformers_weights": file})
+        (folder / "config.json").write_text(record)
+
+    stored = load_file(str(base / "model.safetensors"))
+    shutil.copyfile(base / "model.safetensors", folder / "other.safetensors")
+    name("other.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(str(folder)).state_dict()
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+    assert weights_hash(folder) == weights_hash(base)
+    index = {"weight_map": dict.fromkeys(stored, "other.safetensors")}
+    (folder / "other.safetensors.index.json").write_text(json.dumps(index))
+    name("other.safetensors.index.json")
+    assert weights_hash(folder) == weights_hash(base)
+    name("gone.safetensors")
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors: is gone"):
+        check_weights(describe_checkpoint(folder, 5))
+    name("../base/model.safetensors")
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        check_weights(describe_checkpoint(folder, 5))
+
+
 # ------------------------------------------------------------------ refused, converted
 
 
