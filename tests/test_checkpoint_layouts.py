@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.trainer_utils import IntervalStrategy
 
 from ldeval.checkpoints import (
     check_weights,
@@ -119,6 +120,54 @@ def test_a_run_that_saved_only_its_end_is_found(base: Path, tmp_path: Path) -> N
     (run / "trainer_state.json").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint-N folders"):
         find_checkpoints(run)
+
+
+def test_an_end_that_went_back_to_the_best_checkpoint_is_left_out(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``load_best_model_at_end`` with ``save_total_limit=1``: the last checkpoint is
+    deleted, and the run's own folder holds the best one's weights."""
+    run = tmp_path / "run"
+    training = trainer(
+        base, run, examples(PROBES, "sft"), "sft", max_steps=3, save_steps=1
+    )
+    training.eval_dataset = training.train_dataset
+    wanted = {
+        "eval_strategy": IntervalStrategy.STEPS,
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,  # so that the first is the best
+        "save_total_limit": 1,
+    }
+    for name, value in wanted.items():
+        setattr(training.args, name, value)
+    training.train()
+    training.save_model()
+    training.save_state()
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-1"]
+    state = json.loads((run / "trainer_state.json").read_text())
+    assert (state["global_step"], state["best_global_step"]) == (3, 1)
+    for _ in range(2):
+        assert [c.step for c in find_checkpoints(run)] == [1]
+    assert caplog.text.count("weights are those of checkpoint-1") == 1
+
+
+def test_an_end_that_did_not_go_back_to_the_best_checkpoint_is_found(
+    network: Any, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    network.save_pretrained(run)
+    shutil.copytree(base, run / "checkpoint-40")
+    state = {"global_step": 100, "best_model_checkpoint": "elsewhere/checkpoint-40"}
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    assert [c.step for c in find_checkpoints(run)] == [40, 100]
+    assert not caplog.records
+    shutil.rmtree(run / "checkpoint-40")
+    network.save_pretrained(run)
+    assert [c.step for c in find_checkpoints(run)] == [100]
+    assert "may be those of checkpoint-40" in caplog.text
+    assert "is gone" in caplog.text
 
 
 def test_sharded_safetensors_are_found_and_hash_as_one_file(
