@@ -6,7 +6,7 @@
 A recipe is a list of stages, each starting from the last checkpoint of the one before.
 Probes are scored while it trains (ProbeCallback) and what each step trained on is
 recorded (record_examples). Interrupted, the same command goes on at the stage that was
-not finished.
+not finished; with other settings it needs another output folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import tomllib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from datasets import Dataset
 from demo_train import example, settings
 from on_policy import on_policy_probes
+from same_settings import hold_to, origin
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -38,6 +39,8 @@ from ldeval.report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = "probe_id"
+SHOWN = ("disable_tqdm", "logging_steps", "report_to", "run_name")
+"""Arguments of a trainer that change what is shown, and no result."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class Stage:
     """Responses sampled a prompt, on policy."""
     batch: int = 4
 
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What its results depend on."""
+        unused = {"name"}
+        unused |= {"pairs"} if self.objective == "sft" else {"train_on"}
+        if self.pairs != "on_policy":
+            unused.add("samples")
+        named = {**asdict(self), "probe_every": min(self.probe_every, self.steps)}
+        return {f"{self.name}.{k}": v for k, v in named.items() if k not in unused}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -72,6 +85,27 @@ class Recipe:
     """Cut every response to so many tokens; None: as they are."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of every trainer."""
+
+    @property
+    def data(self) -> str:
+        """What the probes are, in words."""
+        cut = self.response_tokens
+        short = "" if cut is None else f", {cut} tokens a response"
+        return f"{self.probes}, at most {self.limit[0]} and {self.limit[1]}{short}"
+
+    def decisive(self, probes: ProbeSet) -> dict[str, Any]:
+        """What the results depend on.
+
+        Args:
+            probes: as they are prepared.
+        """
+        found = origin(self.model, probes, self.data)
+        found["seed"] = self.seed
+        found["stages"] = [stage.name for stage in self.stages]
+        for stage in self.stages:
+            found |= stage.decisive
+        extra = {k: v for k, v in self.extra.items() if k not in SHOWN}
+        return found | {f"extra.{name}": value for name, value in extra.items()}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -218,6 +252,7 @@ def run_recipe(recipe: Recipe, output: Path) -> Path:
         The report.
     """
     probes = prepared_probes(recipe)
+    hold_to(output, recipe.decisive(probes))
     model = Path(recipe.model)
     for stage in recipe.stages:
         print(f"=== {stage.name}: {stage.steps} steps", flush=True)

@@ -7,7 +7,8 @@ For each seed two runs: SFT on the chosen responses, then DPO; and SFT on chosen
 rejected (the paper's "extend"), then the same DPO. Probes are scored at the SFT
 checkpoint and three times in DPO, by the transformers scorer, in the trainer's memory.
 Interrupted, the same command goes on: a run whose scores are complete is not trained
-again, and its weights are deleted. The report is written over what is complete.
+again, and its weights are deleted. The report is written over what is complete. Seeds
+may be added; other settings need another output folder.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import shutil
 import sys
 import time
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evidence import Evidence, gather, markdown
+from same_settings import hold_to, origin
 from train import ROOT, Recipe, Stage, prepared_probes, train_stage
 
+from ldeval.files import write_together
 from ldeval.probes import ProbeSet
 from ldeval.store import list_steps
 
@@ -58,6 +62,17 @@ class Lab:
         """The steps of DPO that are scored."""
         inner = range(0, self.dpo_steps, self.probe_every)
         return [*inner, self.dpo_steps]
+
+    def decisive(self, probes: ProbeSet) -> dict[str, Any]:
+        """What the results of a seed depend on; seeds may be added.
+
+        Args:
+            probes: as they are prepared.
+        """
+        by_content = ("model", "probes", "limit", "response_tokens", "seeds")
+        own = {k: v for k, v in asdict(self).items() if k not in by_content}
+        found = origin(self.model, probes, self.recipe(0).data)
+        return {**found, "trained probes": self.limit[0], **own}
 
     def recipe(self, seed: int) -> Recipe:
         """What every run of a seed shares."""
@@ -144,9 +159,11 @@ def report(lab: Lab, output: Path) -> Evidence | None:
         [store / run_name("extend", seed) for seed in seeds],
     )
     text = markdown(found, seeds, lab.model)
-    (output / "report.md").write_text(text, encoding="utf-8")
-    (output / "evidence.json").write_text(
-        json.dumps(found.to_json(), indent=1), encoding="utf-8"
+    write_together(
+        {
+            output / "evidence.json": json.dumps(found.to_json(), indent=1),
+            output / "report.md": text,
+        }
     )
     print(text)
     print(f"report: {output / 'report.md'}")
@@ -170,6 +187,7 @@ def main() -> None:
         lab = replace(lab, seeds=tuple(options.seeds))
     options.output.mkdir(parents=True, exist_ok=True)
     probes = prepared_probes(lab.recipe(0))
+    hold_to(options.output, lab.decisive(probes))
     for seed in lab.seeds:
         for arm in ARMS:
             run_arm(lab, options.output, arm, seed, probes)
