@@ -36,6 +36,7 @@ from ldeval import ProbeCallback, record_examples
 from ldeval.bundled import bundled_probes
 from ldeval.probes import ProbeSet, read_probes, write_probes
 from ldeval.report import write_report
+from ldeval.store import list_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = "probe_id"
@@ -60,6 +61,11 @@ class Stage:
     samples: int = 3
     """Responses sampled a prompt, on policy."""
     batch: int = 4
+
+    @property
+    def scored(self) -> list[int]:
+        """The steps that are scored."""
+        return [*range(0, self.steps, self.probe_every), self.steps]
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -195,7 +201,7 @@ def train_stage(
     *,
     probing: bool = True,
 ) -> Path:
-    """Train one stage, unless its last checkpoint is there.
+    """Train one stage, unless its last checkpoint is there and its scores are.
 
     Args:
         model: what it starts from.
@@ -208,7 +214,7 @@ def train_stage(
     """
     run = output / "runs" / stage.name
     last = run / f"checkpoint-{stage.steps}"
-    if (last / "trainer_state.json").is_file():
+    if is_trained(stage, output) and (not probing or is_scored(stage, output)):
         return last
     # the optimizer's state is not kept: what was not finished starts anew
     shutil.rmtree(run, ignore_errors=True)
@@ -227,7 +233,22 @@ def train_stage(
             )
         )
     trainer.train()
+    if probing and not is_scored(stage, output):
+        sys.exit(f"{stage.name}: was trained and not scored at every step")
     return last
+
+
+def is_trained(stage: Stage, output: Path) -> bool:
+    """Whether the last checkpoint is there."""
+    last = output / "runs" / stage.name / f"checkpoint-{stage.steps}"
+    return (last / "trainer_state.json").is_file()
+
+
+def is_scored(stage: Stage, output: Path) -> bool:
+    """Whether every step that is due was scored: a scoring that failed, or a step that
+    was deleted, does not show in the checkpoints."""
+    steps = list_steps(output / "store" / stage.name)
+    return [item.step for item in steps if item.complete] == stage.scored
 
 
 def stage_probes(
@@ -254,8 +275,12 @@ def run_recipe(recipe: Recipe, output: Path) -> Path:
     probes = prepared_probes(recipe)
     hold_to(output, recipe.decisive(probes))
     model = Path(recipe.model)
-    for stage in recipe.stages:
+    for place, stage in enumerate(recipe.stages):
         print(f"=== {stage.name}: {stage.steps} steps", flush=True)
+        if not (is_trained(stage, output) and is_scored(stage, output)):
+            for later in recipe.stages[place + 1 :]:  # made from weights that go
+                shutil.rmtree(output / "runs" / later.name, ignore_errors=True)
+                (output / f"{later.name}_probes.jsonl").unlink(missing_ok=True)
         own = stage_probes(stage, recipe, model, probes, output)
         model = train_stage(stage, recipe, model, own, output)
     comparisons = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ldeval.store import list_runs, load_run, read_trained
+from ldeval.store import list_runs, load_run, read_trained, step_folder
 from tests.conftest import ROOT
 from tests.tiny import save_tiny
 
@@ -143,6 +143,35 @@ def test_a_recipe_is_refused_where_results_of_other_settings_are(
     assert "holds runs and no settings.json" in refused()
 
 
+def test_a_stage_whose_scores_are_not_all_there_is_trained_again_and_all_after_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = imported(monkeypatch, "train", "make_trainer")
+    recipe = train.read_recipe(EXAMPLES / "dpo.toml")
+    recipe = replace(recipe, model=str(model), limit=(4, 2))
+    probes = train.prepared_probes(recipe)
+    train.hold_to(tmp_path, recipe.decisive(probes))
+    last = [
+        tmp_path / "runs" / stage.name / f"checkpoint-{stage.steps}"
+        for stage in recipe.stages
+    ]
+    for stage, folder in zip(recipe.stages, last, strict=True):
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+        for step in stage.scored:
+            scores = step_folder(tmp_path / "store", stage.name, step)
+            scores.mkdir(parents=True)
+            (scores / "manifest.json").write_text("{}")
+    sampled = tmp_path / "dpo_probes.jsonl"
+    sampled.touch()
+    for stage, folder in zip(recipe.stages, last, strict=True):
+        assert train.train_stage(stage, recipe, model, probes, tmp_path) == folder
+    (step_folder(tmp_path / "store", "sft", 16) / "manifest.json").unlink()
+    with pytest.raises(WentOnError):
+        train.run_recipe(recipe, tmp_path)
+    assert not any(folder.exists() for folder in (*last, sampled))
+
+
 def test_the_lab_is_refused_where_results_of_other_settings_are(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +261,8 @@ def test_the_lab_trains_both_arms_goes_on_and_reports_prompts_and_seeds_apart(
     # a run that was killed in the middle: its last scores are missing
     store = tmp_path / "lab" / "store"
     (store / "extend_seed_0" / "step_000003" / "manifest.json").unlink()
+    # and one that was killed before its weights were deleted
+    (tmp_path / "lab" / "runs" / "baseline_seed_0" / "checkpoint-3").mkdir()
     text = lab(model, tmp_path, [0, 1])
     assert "baseline_seed_0: complete" in text
     assert "extend_seed_0: complete" not in text

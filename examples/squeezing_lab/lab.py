@@ -27,11 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evidence import Evidence, gather, markdown
 from same_settings import hold_to, origin
-from train import ROOT, Recipe, Stage, prepared_probes, train_stage
+from train import ROOT, Recipe, Stage, is_scored, prepared_probes, train_stage
 
 from ldeval.files import write_together
 from ldeval.probes import ProbeSet
-from ldeval.store import list_steps
 
 HERE = Path(__file__).resolve().parent
 ARMS: dict[str, tuple[str, ...]] = {
@@ -56,12 +55,6 @@ class Lab:
     dpo_learning_rate: float
     probe_every: int
     probes: str = "bundled"
-
-    @property
-    def scored(self) -> list[int]:
-        """The steps of DPO that are scored."""
-        inner = range(0, self.dpo_steps, self.probe_every)
-        return [*inner, self.dpo_steps]
 
     def decisive(self, probes: ProbeSet) -> dict[str, Any]:
         """What the results of a seed depend on; seeds may be added.
@@ -118,30 +111,29 @@ def run_name(arm: str, seed: int) -> str:
 
 def is_complete(lab: Lab, output: Path, arm: str, seed: int) -> bool:
     """Whether a run was scored at every step."""
-    steps = list_steps(output / "store" / run_name(arm, seed))
-    return [item.step for item in steps if item.complete] == lab.scored
+    return is_scored(lab.stages(arm, seed)[1], output)
 
 
 def run_arm(lab: Lab, output: Path, arm: str, seed: int, probes: ProbeSet) -> None:
     """SFT and DPO of one run, unless it is complete; its weights go at the end."""
+    sft, dpo = lab.stages(arm, seed)
     if is_complete(lab, output, arm, seed):
         print(f"{run_name(arm, seed)}: complete", flush=True)
+        _delete_weights(output, sft, dpo)  # a killed run left them
         return
     started = time.monotonic()
     recipe = lab.recipe(seed)
-    sft, dpo = lab.stages(arm, seed)
     tuned = train_stage(sft, recipe, Path(lab.model), probes, output, probing=False)
-    # scores that a killed run left behind its last checkpoint are set aside by the
-    # callback; a checkpoint without all scores is trained again
-    shutil.rmtree(output / "runs" / dpo.name, ignore_errors=True)
     train_stage(dpo, recipe, tuned, probes, output)
-    if not is_complete(lab, output, arm, seed):
-        sys.exit(f"{run_name(arm, seed)}: was trained and not scored at every step")
-    for stage in (sft, dpo):
-        for folder in (output / "runs" / stage.name).glob("checkpoint-*"):
-            shutil.rmtree(folder)
+    _delete_weights(output, sft, dpo)
     minutes = (time.monotonic() - started) / 60
     print(f"{run_name(arm, seed)}: {minutes:.1f} minutes", flush=True)
+
+
+def _delete_weights(output: Path, *stages: Stage) -> None:
+    for stage in stages:
+        for folder in (output / "runs" / stage.name).glob("checkpoint-*"):
+            shutil.rmtree(folder)
 
 
 def report(lab: Lab, output: Path) -> Evidence | None:
