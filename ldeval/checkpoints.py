@@ -81,7 +81,7 @@ def find_checkpoints(run: str | Path) -> list[Checkpoint]:
 def _end_of_training(folder: Path) -> int | None:
     """The step of the weights in a run's own folder; None where it is not told."""
     state = folder / "trainer_state.json"
-    if not state.is_file() or not weight_files(folder):
+    if not state.is_file() or not _has_weights(folder):
         return None
     step = _read_json(state).get("global_step")
     return step if isinstance(step, int) and step > 0 else None
@@ -110,7 +110,10 @@ def _best_step(state: dict[str, Any]) -> int | None:
 
 def _stamps(run: Path) -> tuple[tuple[int, int], ...]:
     """Size and time of the weight files: others once they are written anew."""
-    found = [path.stat() for path in weight_files(run) if path.is_file()]
+    try:
+        found = [path.stat() for path in weight_files(run) if path.is_file()]
+    except CheckpointError:
+        return ()  # which is named where they are compared
     return tuple((stat.st_size, stat.st_mtime_ns) for stat in found)
 
 
@@ -179,7 +182,16 @@ def describe_checkpoint(path: str | Path, step: int) -> Checkpoint:
 def is_saved(checkpoint: Checkpoint) -> bool:
     """Whether the trainer has finished writing it: the trainer state comes last."""
     folder = Path(checkpoint.path)
-    return (folder / "trainer_state.json").is_file() and bool(weight_files(folder))
+    return (folder / "trainer_state.json").is_file() and _has_weights(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Also where a damaged configuration or index hides them: that is named when they
+    are read, and costs no other checkpoint."""
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:
