@@ -6,7 +6,7 @@
 A recipe is a list of stages, each starting from the last checkpoint of the one before.
 Probes are scored while it trains (ProbeCallback) and what each step trained on is
 recorded (record_examples). Interrupted, the same command goes on at the stage that was
-not finished.
+not finished; with other settings it needs another output folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import tomllib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from datasets import Dataset
 from demo_train import example, settings
 from on_policy import on_policy_probes
+from same_settings import hold_to, origin
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -35,9 +36,12 @@ from ldeval import ProbeCallback, record_examples
 from ldeval.bundled import bundled_probes
 from ldeval.probes import ProbeSet, read_probes, write_probes
 from ldeval.report import write_report
+from ldeval.store import list_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = "probe_id"
+SHOWN = ("disable_tqdm", "logging_steps", "report_to", "run_name")
+"""Arguments of a trainer that change what is shown, and no result."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,21 @@ class Stage:
     """Responses sampled a prompt, on policy."""
     batch: int = 4
 
+    @property
+    def scored(self) -> list[int]:
+        """The steps that are scored."""
+        return [*range(0, self.steps, self.probe_every), self.steps]
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What its results depend on."""
+        unused = {"name"}
+        unused |= {"pairs"} if self.objective == "sft" else {"train_on"}
+        if self.pairs != "on_policy":
+            unused.add("samples")
+        named = {**asdict(self), "probe_every": min(self.probe_every, self.steps)}
+        return {f"{self.name}.{k}": v for k, v in named.items() if k not in unused}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -72,6 +91,27 @@ class Recipe:
     """Cut every response to so many tokens; None: as they are."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of every trainer."""
+
+    @property
+    def data(self) -> str:
+        """What the probes are, in words."""
+        cut = self.response_tokens
+        short = "" if cut is None else f", {cut} tokens a response"
+        return f"{self.probes}, at most {self.limit[0]} and {self.limit[1]}{short}"
+
+    def decisive(self, probes: ProbeSet) -> dict[str, Any]:
+        """What the results depend on.
+
+        Args:
+            probes: as they are prepared.
+        """
+        found = origin(self.model, probes, self.data)
+        found["seed"] = self.seed
+        found["stages"] = [stage.name for stage in self.stages]
+        for stage in self.stages:
+            found |= stage.decisive
+        extra = {k: v for k, v in self.extra.items() if k not in SHOWN}
+        return found | {f"extra.{name}": value for name, value in extra.items()}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -161,7 +201,7 @@ def train_stage(
     *,
     probing: bool = True,
 ) -> Path:
-    """Train one stage, unless its last checkpoint is there.
+    """Train one stage, unless its last checkpoint is there and its scores are.
 
     Args:
         model: what it starts from.
@@ -174,7 +214,7 @@ def train_stage(
     """
     run = output / "runs" / stage.name
     last = run / f"checkpoint-{stage.steps}"
-    if (last / "trainer_state.json").is_file():
+    if is_trained(stage, output) and (not probing or is_scored(stage, output)):
         return last
     # the optimizer's state is not kept: what was not finished starts anew
     shutil.rmtree(run, ignore_errors=True)
@@ -193,7 +233,22 @@ def train_stage(
             )
         )
     trainer.train()
+    if probing and not is_scored(stage, output):
+        sys.exit(f"{stage.name}: was trained and not scored at every step")
     return last
+
+
+def is_trained(stage: Stage, output: Path) -> bool:
+    """Whether the last checkpoint is there."""
+    last = output / "runs" / stage.name / f"checkpoint-{stage.steps}"
+    return (last / "trainer_state.json").is_file()
+
+
+def is_scored(stage: Stage, output: Path) -> bool:
+    """Whether every step that is due was scored: a scoring that failed, or a step that
+    was deleted, does not show in the checkpoints."""
+    steps = list_steps(output / "store" / stage.name)
+    return [item.step for item in steps if item.complete] == stage.scored
 
 
 def stage_probes(
@@ -218,9 +273,14 @@ def run_recipe(recipe: Recipe, output: Path) -> Path:
         The report.
     """
     probes = prepared_probes(recipe)
+    hold_to(output, recipe.decisive(probes))
     model = Path(recipe.model)
-    for stage in recipe.stages:
+    for place, stage in enumerate(recipe.stages):
         print(f"=== {stage.name}: {stage.steps} steps", flush=True)
+        if not (is_trained(stage, output) and is_scored(stage, output)):
+            for later in recipe.stages[place + 1 :]:  # made from weights that go
+                shutil.rmtree(output / "runs" / later.name, ignore_errors=True)
+                (output / f"{later.name}_probes.jsonl").unlink(missing_ok=True)
         own = stage_probes(stage, recipe, model, probes, output)
         model = train_stage(stage, recipe, model, own, output)
     comparisons = [

@@ -17,9 +17,11 @@ other layouts need is in :mod:`foreign_layouts`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -27,6 +29,8 @@ from ldeval.errors import CheckpointError, MissingExtraError
 from ldeval.files import strict_json
 from ldeval.foreign_layouts import conversion, foreign_steps
 from ldeval.records import Checkpoint
+
+log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -48,7 +52,10 @@ def find_checkpoints(run: str | Path) -> list[Checkpoint]:
     """The ``checkpoint-N`` folders of a run, by step; last what training ended with, if
     it was saved in the run's own folder at a later step.
 
-    Folders are not opened: whether the weights can be read shows when they are.
+    Folders are not opened: whether the weights can be read shows when they are. Only
+    where the run's own may be those of its best checkpoint
+    (``load_best_model_at_end``), the two are compared, and the run's own left out where
+    they are the same.
 
     Raises:
         CheckpointError: when the folder is missing or holds no checkpoints; where they
@@ -63,7 +70,8 @@ def find_checkpoints(run: str | Path) -> list[Checkpoint]:
         if path.is_dir() and (match := _CHECKPOINT.fullmatch(path.name))
     )
     end = _end_of_training(folder)
-    if end is not None and (not found or end > found[-1][0]):
+    later = end is not None and (not found or end > found[-1][0])
+    if end is not None and later and not _holds_the_best(folder, end):
         found.append((end, folder))
     if not found:
         raise _no_checkpoints(folder)
@@ -73,10 +81,69 @@ def find_checkpoints(run: str | Path) -> list[Checkpoint]:
 def _end_of_training(folder: Path) -> int | None:
     """The step of the weights in a run's own folder; None where it is not told."""
     state = folder / "trainer_state.json"
-    if not state.is_file() or not weight_files(folder):
+    if not state.is_file() or not _has_weights(folder):
         return None
     step = _read_json(state).get("global_step")
     return step if isinstance(step, int) and step > 0 else None
+
+
+def _holds_the_best(run: Path, end: int) -> bool:
+    """Whether the weights in a run's own folder are those of its best checkpoint, which
+    the trainer went back to after the last step. Where that checkpoint is gone they are
+    taken for the last step's, with a warning."""
+    step = _best_step(_read_json(run / "trainer_state.json"))
+    if step is None or step >= end:
+        return False
+    return _same_as_best(run, run / f"checkpoint-{step}", end, _stamps(run))
+
+
+def _best_step(state: dict[str, Any]) -> int | None:
+    # the folder first: that is what the trainer loads, and older ones name no step
+    best = state.get("best_model_checkpoint")
+    if isinstance(best, str):
+        match = _CHECKPOINT.fullmatch(PureWindowsPath(best).name)
+        if match:
+            return int(match.group(1))
+    step = state.get("best_global_step")
+    return step if isinstance(step, int) and step > 0 else None
+
+
+def _stamps(run: Path) -> tuple[tuple[int, int], ...]:
+    """Size and time of the weight files: others once they are written anew."""
+    try:
+        found = [path.stat() for path in weight_files(run) if path.is_file()]
+    except CheckpointError:
+        return ()  # which is named where they are compared
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in found)
+
+
+@lru_cache(maxsize=64)
+def _same_as_best(
+    run: Path, best: Path, end: int, stamps: tuple[tuple[int, int], ...]
+) -> bool:
+    """Compared and told once, though a run is looked through many times."""
+    del stamps
+    doubt = (
+        f"{run}: its weights are taken for those of step {end}, and may be those of "
+        f"{best.name} (load_best_model_at_end), which"
+    )
+    if not best.is_dir():
+        log.warning("%s is gone", doubt)
+        return False
+    try:
+        same = weights_hash(run) == weights_hash(best)
+    except CheckpointError as error:
+        log.warning("%s cannot be compared: %s", doubt, error)
+        return False
+    if same:
+        log.warning(
+            "%s: left out, since its weights are those of %s, the best checkpoint, and "
+            "not of step %d (load_best_model_at_end)",
+            run,
+            best.name,
+            end,
+        )
+    return same
 
 
 def _no_checkpoints(folder: Path) -> CheckpointError:
@@ -115,7 +182,16 @@ def describe_checkpoint(path: str | Path, step: int) -> Checkpoint:
 def is_saved(checkpoint: Checkpoint) -> bool:
     """Whether the trainer has finished writing it: the trainer state comes last."""
     folder = Path(checkpoint.path)
-    return (folder / "trainer_state.json").is_file() and bool(weight_files(folder))
+    return (folder / "trainer_state.json").is_file() and _has_weights(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Also where a damaged configuration or index hides them: that is named when they
+    are read, and costs no other checkpoint."""
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -136,18 +212,37 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The weight files that a library would load from a folder: the shards that the
-    index names, one file, or an adapter. Others beside them do not count."""
+    """The weight files that transformers would load from a folder: an adapter, what
+    ``transformers_weights`` of the configuration names, one file, or the shards that
+    the index names. Others beside them do not count."""
     folder = Path(folder)
     if (folder / _ADAPTER).is_file():
         # full weights beside it are not what is loaded, and must not vouch for a pickle
         adapter = folder / "adapter_model.safetensors"
         return [adapter] if adapter.is_file() else []
+    named = _named_weights(folder / "config.json")
+    if named is not None:
+        path = folder / named
+        if named.endswith(".safetensors.index.json"):
+            return [folder / name for name in _shard_names(path)]
+        # transformers would open a pickle under such a name: it is none of ours
+        return [path] if named.endswith(".safetensors") else []
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        # an index beside it is left over from an earlier save in shards
+        return [whole]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return [folder / name for name in _shard_names(index)]
-    whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else []
+    return []
+
+
+def _named_weights(config: Path) -> str | None:
+    """The file that a configuration names for transformers to load, if it does."""
+    if not config.is_file():
+        return None
+    name = _read_json(config).get("transformers_weights")
+    return None if name is None else _own_file(config, str(name))
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -156,15 +251,22 @@ def _shard_names(index: Path) -> list[str]:
         raise CheckpointError(
             f"{index}: has no weight_map of tensors to files. Save or copy it again."
         )
-    shards = set(map(str, names.values()))
-    for name in shards:
-        plain = PureWindowsPath(name).name == name and "\0" not in name
-        if not plain or name in ("", "..") or len(name) > _LONGEST_NAME:
-            raise CheckpointError(
-                f"{index}: names {name[:80]!r}, empty or outside its folder, which no "
-                "saver writes. Do not use this checkpoint unless you know why."
-            )
-    return sorted(shards)
+    return sorted({_own_file(index, str(name)) for name in names.values()})
+
+
+def _own_file(source: Path, name: str) -> str:
+    """A name that a file gives for another one beside it.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    plain = PureWindowsPath(name).name == name and "\0" not in name
+    if not plain or name in ("", "..") or len(name) > _LONGEST_NAME:
+        raise CheckpointError(
+            f"{source}: names {name[:80]!r}, empty or outside its folder, which no "
+            "saver writes. Do not use this checkpoint unless you know why."
+        )
+    return name
 
 
 def check_weights(checkpoint: Checkpoint) -> None:

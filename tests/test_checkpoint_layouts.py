@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.trainer_utils import IntervalStrategy
 
 from ldeval.checkpoints import (
     check_weights,
@@ -119,6 +122,54 @@ def test_a_run_that_saved_only_its_end_is_found(base: Path, tmp_path: Path) -> N
         find_checkpoints(run)
 
 
+def test_an_end_that_went_back_to_the_best_checkpoint_is_left_out(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``load_best_model_at_end`` with ``save_total_limit=1``: the last checkpoint is
+    deleted, and the run's own folder holds the best one's weights."""
+    run = tmp_path / "run"
+    training = trainer(
+        base, run, examples(PROBES, "sft"), "sft", max_steps=3, save_steps=1
+    )
+    training.eval_dataset = training.train_dataset
+    wanted = {
+        "eval_strategy": IntervalStrategy.STEPS,
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,  # so that the first is the best
+        "save_total_limit": 1,
+    }
+    for name, value in wanted.items():
+        setattr(training.args, name, value)
+    training.train()
+    training.save_model()
+    training.save_state()
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-1"]
+    state = json.loads((run / "trainer_state.json").read_text())
+    assert (state["global_step"], state["best_global_step"]) == (3, 1)
+    for _ in range(2):
+        assert [c.step for c in find_checkpoints(run)] == [1]
+    assert caplog.text.count("weights are those of checkpoint-1") == 1
+
+
+def test_an_end_that_did_not_go_back_to_the_best_checkpoint_is_found(
+    network: Any, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    network.save_pretrained(run)
+    shutil.copytree(base, run / "checkpoint-40")
+    state = {"global_step": 100, "best_model_checkpoint": "elsewhere/checkpoint-40"}
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    assert [c.step for c in find_checkpoints(run)] == [40, 100]
+    assert not caplog.records
+    shutil.rmtree(run / "checkpoint-40")
+    network.save_pretrained(run)
+    assert [c.step for c in find_checkpoints(run)] == [100]
+    assert "may be those of checkpoint-40" in caplog.text
+    assert "is gone" in caplog.text
+
+
 def test_sharded_safetensors_are_found_and_hash_as_one_file(
     network: Any, base: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +180,54 @@ def test_sharded_safetensors_are_found_and_hash_as_one_file(
     assert len(list(shards.glob("model-*-of-*.safetensors"))) > 2
     assert weights_hash(whole) == weights_hash(shards)
     assert scored(tmp_path / "run", base, tmp_path / "store") == [0, 5]
+
+
+def test_one_file_goes_before_an_index_as_transformers_loads_them(
+    network: Any, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-5"
+    network.save_pretrained(folder, max_shard_size="20KB")
+    shards = {path.name: path.read_bytes() for path in folder.glob("model-*-of-*")}
+    shutil.copyfile(base / "model.safetensors", folder / "model.safetensors")
+    for name in shards:
+        (folder / name).unlink()
+    check_weights(describe_checkpoint(folder, 5))
+    assert weights_hash(folder) == weights_hash(base)
+    for name, content in shards.items():
+        (folder / name).write_bytes(content)
+    assert weights_hash(folder) == weights_hash(base)
+    loaded = AutoModelForCausalLM.from_pretrained(str(folder)).state_dict()
+    stored = load_file(str(base / "model.safetensors"))
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+
+
+def test_the_file_that_a_configuration_names_is_read_as_transformers_reads_it(
+    network: Any, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-5"
+    network.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+
+    def name(file: str) -> None:
+        record = json.dumps({**config, "transformers_weights": file})
+        (folder / "config.json").write_text(record)
+
+    stored = load_file(str(base / "model.safetensors"))
+    shutil.copyfile(base / "model.safetensors", folder / "other.safetensors")
+    name("other.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(str(folder)).state_dict()
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+    assert weights_hash(folder) == weights_hash(base)
+    index = {"weight_map": dict.fromkeys(stored, "other.safetensors")}
+    (folder / "other.safetensors.index.json").write_text(json.dumps(index))
+    name("other.safetensors.index.json")
+    assert weights_hash(folder) == weights_hash(base)
+    name("gone.safetensors")
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors: is gone"):
+        check_weights(describe_checkpoint(folder, 5))
+    name("../base/model.safetensors")
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        check_weights(describe_checkpoint(folder, 5))
 
 
 # ------------------------------------------------------------------ refused, converted

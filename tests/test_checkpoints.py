@@ -13,6 +13,7 @@ from ldeval.checkpoints import (
     check_weights,
     describe_checkpoint,
     find_checkpoints,
+    is_saved,
     stored_dtype,
     tensor_shapes,
     weights_hash,
@@ -141,6 +142,23 @@ def test_a_damaged_adapter_configuration_is_named_when_it_is_used(
     assert found.layout == "adapter"
     with pytest.raises(CheckpointError, match=r"adapter_config.json: cannot be read"):
         check_weights(found)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_damaged_file_beside_the_weights_costs_no_other_checkpoint(
+    tmp_path: Path, name: str
+) -> None:
+    state = {"global_step": 9, "best_global_step": 3}
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("{")
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+    found = find_checkpoints(tmp_path)
+    assert [checkpoint.step for checkpoint in found] == [3, 9]
+    for checkpoint in found:
+        assert is_saved(checkpoint)
+        with pytest.raises(CheckpointError, match=f"{name}: cannot be read"):
+            check_weights(checkpoint)
 
 
 def test_a_pickled_base_of_an_adapter_is_refused(tmp_path: Path) -> None:

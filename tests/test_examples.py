@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ldeval.store import list_runs, load_run, read_trained
+from ldeval.store import list_runs, load_run, read_trained, step_folder
 from tests.conftest import ROOT
 from tests.tiny import save_tiny
 
@@ -71,6 +74,128 @@ def test_a_recipe_trains_its_stages_scores_them_and_reports(
     )
     assert again.returncode == 0, again.stderr[-3000:]
     assert "train_runtime" not in again.stdout
+
+
+class WentOnError(Exception):
+    """Past the settings, before any training."""
+
+
+def went_on(*_: Any, **__: Any) -> None:
+    raise WentOnError
+
+
+def imported(monkeypatch: pytest.MonkeyPatch, name: str, stopped_at: str) -> Any:
+    """An example's module, a function of which ends it."""
+    for folder in (EXAMPLES, EXAMPLES / "squeezing_lab"):
+        monkeypatch.syspath_prepend(str(folder))
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, stopped_at, went_on)
+    return module
+
+
+def test_a_recipe_is_refused_where_results_of_other_settings_are(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = imported(monkeypatch, "train", "train_stage")
+    recipe = train.read_recipe(EXAMPLES / "dpo.toml")
+    recipe = replace(recipe, model=str(model), limit=(4, 2))
+    output = tmp_path / "output"
+
+    def taken(**changes: Any) -> None:
+        with pytest.raises(WentOnError):
+            train.run_recipe(replace(recipe, **changes), output)
+
+    def refused(**changes: Any) -> str:
+        with pytest.raises(SystemExit) as caught:
+            train.run_recipe(replace(recipe, **changes), output)
+        message = str(caught.value)
+        assert f"Give another --output, or delete {output}" in message
+        return message
+
+    def stages(place: int, **changes: Any) -> dict[str, Any]:
+        changed = list(recipe.stages)
+        changed[place] = replace(changed[place], **changes)
+        return {"stages": tuple(changed)}
+
+    taken(seed=7)
+    taken()  # nothing was made with the other seed
+    (output / "runs").mkdir()
+    taken()
+    other = save_tiny(tmp_path / "other", seed=1)
+    for message, changes in (
+        (f"model: {model} (", {"model": str(other)}),
+        ("dpo.learning_rate: 2e-06 there, 0.1 now", stages(1, learning_rate=0.1)),
+        ("sft.steps: 16 there, 17 now", stages(0, steps=17)),
+        ("seed: 0 there, 1 now", {"seed": 1}),
+        ("probes: bundled, at most 4 and 2 (", {"limit": (3, 2)}),
+        ("probes: bundled, at most 4 and 2 (", {"response_tokens": 3}),
+        ("extra.weight_decay: none there, 0.1 now", {"extra": {"weight_decay": 0.1}}),
+        ('stages: ["sft", "dpo"] there, ["sft"] now', {"stages": recipe.stages[:1]}),
+    ):
+        assert message in refused(**changes)
+    moved = tmp_path / "moved"
+    shutil.copytree(model, moved)
+    taken(model=str(moved))
+    taken(extra={"report_to": "none"}, **stages(1, samples=5))
+    (output / "settings.json").write_text("{")
+    assert "settings.json: cannot be read" in refused()
+    (output / "settings.json").unlink()
+    assert "holds runs and no settings.json" in refused()
+
+
+def test_a_stage_whose_scores_are_not_all_there_is_trained_again_and_all_after_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = imported(monkeypatch, "train", "make_trainer")
+    recipe = train.read_recipe(EXAMPLES / "dpo.toml")
+    recipe = replace(recipe, model=str(model), limit=(4, 2))
+    probes = train.prepared_probes(recipe)
+    train.hold_to(tmp_path, recipe.decisive(probes))
+    last = [
+        tmp_path / "runs" / stage.name / f"checkpoint-{stage.steps}"
+        for stage in recipe.stages
+    ]
+    for stage, folder in zip(recipe.stages, last, strict=True):
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+        for step in stage.scored:
+            scores = step_folder(tmp_path / "store", stage.name, step)
+            scores.mkdir(parents=True)
+            (scores / "manifest.json").write_text("{}")
+    sampled = tmp_path / "dpo_probes.jsonl"
+    sampled.touch()
+    for stage, folder in zip(recipe.stages, last, strict=True):
+        assert train.train_stage(stage, recipe, model, probes, tmp_path) == folder
+    (step_folder(tmp_path / "store", "sft", 16) / "manifest.json").unlink()
+    with pytest.raises(WentOnError):
+        train.run_recipe(recipe, tmp_path)
+    assert not any(folder.exists() for folder in (*last, sampled))
+
+
+def test_the_lab_is_refused_where_results_of_other_settings_are(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = imported(monkeypatch, "lab", "run_arm").main
+    config, output = tmp_path / "lab.toml", tmp_path / "output"
+    text = (EXAMPLES / "squeezing_lab" / "lab.toml").read_text()
+
+    def called(old: str = "", new: str = "", *more: str) -> None:
+        config.write_text(text.replace(old, new, 1))
+        given = ["--config", str(config), "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["lab.py", *given, *more])
+        main()
+
+    tiny = ("--model", str(model))
+    with pytest.raises(WentOnError):
+        called("", "", *tiny)
+    (output / "store").mkdir()
+    with pytest.raises(WentOnError):  # a seed more
+        called("seeds = [0, 1, 2]", "seeds = [0, 1, 2, 3]", *tiny)
+    with pytest.raises(SystemExit, match="batch: 4 there, 8 now"):
+        called("batch = 4", "batch = 8", *tiny)
+    other = save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(SystemExit, match=r"model: .*tiny \(.*other \("):
+        called("", "", "--model", str(other))
 
 
 def test_dpo_starts_from_the_weights_that_sft_ended_with(
@@ -136,6 +261,8 @@ def test_the_lab_trains_both_arms_goes_on_and_reports_prompts_and_seeds_apart(
     # a run that was killed in the middle: its last scores are missing
     store = tmp_path / "lab" / "store"
     (store / "extend_seed_0" / "step_000003" / "manifest.json").unlink()
+    # and one that was killed before its weights were deleted
+    (tmp_path / "lab" / "runs" / "baseline_seed_0" / "checkpoint-3").mkdir()
     text = lab(model, tmp_path, [0, 1])
     assert "baseline_seed_0: complete" in text
     assert "extend_seed_0: complete" not in text

@@ -7,7 +7,8 @@ For each seed two runs: SFT on the chosen responses, then DPO; and SFT on chosen
 rejected (the paper's "extend"), then the same DPO. Probes are scored at the SFT
 checkpoint and three times in DPO, by the transformers scorer, in the trainer's memory.
 Interrupted, the same command goes on: a run whose scores are complete is not trained
-again, and its weights are deleted. The report is written over what is complete.
+again, and its weights are deleted. The report is written over what is complete. Seeds
+may be added; other settings need another output folder.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import shutil
 import sys
 import time
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evidence import Evidence, gather, markdown
-from train import ROOT, Recipe, Stage, prepared_probes, train_stage
+from same_settings import hold_to, origin
+from train import ROOT, Recipe, Stage, is_scored, prepared_probes, train_stage
 
+from ldeval.files import write_together
 from ldeval.probes import ProbeSet
-from ldeval.store import list_steps
 
 HERE = Path(__file__).resolve().parent
 ARMS: dict[str, tuple[str, ...]] = {
@@ -53,11 +56,16 @@ class Lab:
     probe_every: int
     probes: str = "bundled"
 
-    @property
-    def scored(self) -> list[int]:
-        """The steps of DPO that are scored."""
-        inner = range(0, self.dpo_steps, self.probe_every)
-        return [*inner, self.dpo_steps]
+    def decisive(self, probes: ProbeSet) -> dict[str, Any]:
+        """What the results of a seed depend on; seeds may be added.
+
+        Args:
+            probes: as they are prepared.
+        """
+        by_content = ("model", "probes", "limit", "response_tokens", "seeds")
+        own = {k: v for k, v in asdict(self).items() if k not in by_content}
+        found = origin(self.model, probes, self.recipe(0).data)
+        return {**found, "trained probes": self.limit[0], **own}
 
     def recipe(self, seed: int) -> Recipe:
         """What every run of a seed shares."""
@@ -103,30 +111,29 @@ def run_name(arm: str, seed: int) -> str:
 
 def is_complete(lab: Lab, output: Path, arm: str, seed: int) -> bool:
     """Whether a run was scored at every step."""
-    steps = list_steps(output / "store" / run_name(arm, seed))
-    return [item.step for item in steps if item.complete] == lab.scored
+    return is_scored(lab.stages(arm, seed)[1], output)
 
 
 def run_arm(lab: Lab, output: Path, arm: str, seed: int, probes: ProbeSet) -> None:
     """SFT and DPO of one run, unless it is complete; its weights go at the end."""
+    sft, dpo = lab.stages(arm, seed)
     if is_complete(lab, output, arm, seed):
         print(f"{run_name(arm, seed)}: complete", flush=True)
+        _delete_weights(output, sft, dpo)  # a killed run left them
         return
     started = time.monotonic()
     recipe = lab.recipe(seed)
-    sft, dpo = lab.stages(arm, seed)
     tuned = train_stage(sft, recipe, Path(lab.model), probes, output, probing=False)
-    # scores that a killed run left behind its last checkpoint are set aside by the
-    # callback; a checkpoint without all scores is trained again
-    shutil.rmtree(output / "runs" / dpo.name, ignore_errors=True)
     train_stage(dpo, recipe, tuned, probes, output)
-    if not is_complete(lab, output, arm, seed):
-        sys.exit(f"{run_name(arm, seed)}: was trained and not scored at every step")
-    for stage in (sft, dpo):
-        for folder in (output / "runs" / stage.name).glob("checkpoint-*"):
-            shutil.rmtree(folder)
+    _delete_weights(output, sft, dpo)
     minutes = (time.monotonic() - started) / 60
     print(f"{run_name(arm, seed)}: {minutes:.1f} minutes", flush=True)
+
+
+def _delete_weights(output: Path, *stages: Stage) -> None:
+    for stage in stages:
+        for folder in (output / "runs" / stage.name).glob("checkpoint-*"):
+            shutil.rmtree(folder)
 
 
 def report(lab: Lab, output: Path) -> Evidence | None:
@@ -144,9 +151,11 @@ def report(lab: Lab, output: Path) -> Evidence | None:
         [store / run_name("extend", seed) for seed in seeds],
     )
     text = markdown(found, seeds, lab.model)
-    (output / "report.md").write_text(text, encoding="utf-8")
-    (output / "evidence.json").write_text(
-        json.dumps(found.to_json(), indent=1), encoding="utf-8"
+    write_together(
+        {
+            output / "evidence.json": json.dumps(found.to_json(), indent=1),
+            output / "report.md": text,
+        }
     )
     print(text)
     print(f"report: {output / 'report.md'}")
@@ -170,6 +179,7 @@ def main() -> None:
         lab = replace(lab, seeds=tuple(options.seeds))
     options.output.mkdir(parents=True, exist_ok=True)
     probes = prepared_probes(lab.recipe(0))
+    hold_to(options.output, lab.decisive(probes))
     for seed in lab.seeds:
         for arm in ARMS:
             run_arm(lab, options.output, arm, seed, probes)

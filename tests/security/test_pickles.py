@@ -81,6 +81,21 @@ def test_safetensors_that_are_not_loaded_do_not_vouch_for_a_pickle(
         check_weights(describe_checkpoint(folder, 1))
 
 
+def test_a_pickle_that_the_configuration_names_is_refused(
+    run: Path, marker: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    shutil.copyfile(
+        run / "checkpoint-1" / "model.safetensors", folder / "model.safetensors"
+    )
+    (folder / "adapter_model.bin").write_bytes(as_torch(marker))
+    named = {"transformers_weights": "adapter_model.bin"}
+    (folder / "config.json").write_text(json.dumps(named))
+    with pytest.raises(CheckpointError, match="only pickled weights"):
+        check_weights(describe_checkpoint(folder, 1))
+
+
 def test_a_sweep_passes_every_pickle_of_a_checkpoint_by(
     run: Path, marker: Path, tmp_path: Path, capsys: Output
 ) -> None:
