@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,12 @@ ALLOWED_SKIPS = ("shared data absent", "no accelerator")
 _skipped: list[str] = []
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
-    """Note every skip that CI does not allow."""
-    report = yield
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note every skip that CI does not allow, also of tests in another process."""
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
         if not any(allowed in reason for allowed in ALLOWED_SKIPS):
-            _skipped.append(f"{item.nodeid}: {reason}")
-    return report
+            _skipped.append(f"{report.nodeid}: {reason}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
