@@ -18,7 +18,6 @@ LEVELS = {
     "files": 1,
     "parquet": 1,
     "bundled": 1,
-    "foreign_layouts": 1,
     "records": 1,
     "probes": 2,
     "checkpoints": 2,

@@ -14,7 +14,6 @@ import pytest
 from tests.security.answering import JsonHandler, served
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "audit_dependencies.py"
-pytest.importorskip("pip_audit")
 Output = pytest.CaptureFixture[str]
 
 

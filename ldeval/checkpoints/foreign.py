@@ -1,6 +1,6 @@
 """Checkpoints as they are saved for going on with training, and how to convert them.
 
-Apart from :mod:`checkpoints`, which reads folders that transformers loads. Some
+Apart from :mod:`layout`, which reads folders that transformers loads. Some
 trainers save in shards that only the processes which wrote them can use, or weights
 without a configuration: accelerate's ``save_state`` (open-instruct's ``step_N`` and
 ``epoch_N``), FSDP's distributed checkpoints, DeepSpeed's ZeRO partitions. Such a folder
