@@ -19,9 +19,10 @@ from ldeval.bundled import bundled_probes
 from ldeval.checkpoints import describe_checkpoint
 from ldeval.cli import main
 from ldeval.errors import CheckpointError, MismatchError, StoreError
-from ldeval.plan import Hypothetical, plan_sweep
+from ldeval.plan import Hypothetical, RayAsked, plan_sweep
 from ldeval.plan.build import Checkpoints, Resources, build_plan
 from ldeval.plan.calibration import codec_of_folder, count_probes
+from ldeval.plan.fleet import fleet_of
 from ldeval.plan.rates import STATED
 from ldeval.plan.shapes import (
     flops_of,
@@ -55,7 +56,7 @@ RATES = PlanRates(
     **{name: Rate(value, "assumed") for name, value in STATED.items()},
 )
 HERE = Resources(
-    workers=64,
+    devices=64,
     device="cuda",
     device_name="as given",
     device_memory=80 * 2.0**30,
@@ -318,7 +319,7 @@ def test_the_largest_plan_is_finite_and_names_its_bottleneck() -> None:
 
 
 def test_work_is_shared_between_engines_and_loading_is_not() -> None:
-    alone, together = planned(10, workers=2), planned(10, workers=64)
+    alone, together = planned(10, devices=2), planned(10, devices=64)
     first, second = flat(alone), flat(together)
     assert (alone.engines, together.engines) == (1, 32)
     assert second["scoring"] == pytest.approx(first["scoring"] / 32)
@@ -328,14 +329,68 @@ def test_work_is_shared_between_engines_and_loading_is_not() -> None:
     assert second["joining"] > 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "ray", "devices", "share"),
+    [
+        ({}, None, 1, None),
+        ({"tensor_parallel_size": 2}, None, 2, 2),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, None, 4, 4),
+        ({}, RayAsked(32), 32, 1),
+        ({}, RayAsked(32, gpus=2), 64, 2),
+        ({"tensor_parallel_size": 2}, RayAsked(32), 64, 2),
+        ({"tensor_parallel_size": 2}, RayAsked(32, gpus=4), 128, 4),
+        ({}, RayAsked(4, gpus=0.5), 2, 0.5),
+        ({}, RayAsked(4, gpus=0), 4, 1),
+    ],
+)
+def test_ray_workers_are_engines_and_a_plan_counts_devices(
+    arguments: dict[str, Any], ray: RayAsked | None, devices: float, share: float
+) -> None:
+    fleet = fleet_of(arguments, ray, None)
+    assert (fleet.devices, fleet.share) == (devices, share)
+    assert fleet.sharded == (ray is not None)
+    assert fleet_of(arguments, ray, 8).devices == 8
+
+
+@pytest.mark.parametrize(
+    ("share", "an_engine", "engines", "lacks"),
+    [
+        (None, 2, 32, []),
+        (1, 2, 32, ["device"]),
+        (2, 2, 32, []),
+        (4, 4, 16, []),
+        (0.5, 2, 32, ["device"]),
+    ],
+)
+def test_an_engine_has_the_devices_it_is_given_and_no_fewer_than_it_needs(
+    share: float | None, an_engine: float, engines: int, lacks: list[str]
+) -> None:
+    plan = planned(10, share=share)
+    assert (plan.devices_per_engine, plan.engines) == (an_engine, engines)
+    assert [item.what for item in plan.shortfalls] == lacks
+
+
+def test_several_engines_may_share_a_device() -> None:
+    plan = planned(10, share=0.25, device_memory=640 * 2.0**30, devices=8)
+    assert (plan.devices_per_engine, plan.engines) == (0.25, 32)
+    alone = planned(10, device_memory=640 * 2.0**30, devices=8)
+    assert flat(plan)["scoring"] == pytest.approx(flat(alone)["scoring"])
+    assert "32 engines of 0.25 devices" in print_plan(plan)
+
+
+def test_a_worker_with_fewer_devices_than_its_engine_takes_is_told() -> None:
+    fleet = fleet_of({"tensor_parallel_size": 4}, RayAsked(2, gpus=1), None)
+    assert "give --ray-gpus 4" in fleet.notes[0]
+
+
 def test_what_does_not_fit_is_named_with_what_it_needs() -> None:
-    plan = planned(10, workers=1, main_memory=2.0**20, disk=2.0**20)
+    plan = planned(10, devices=1, main_memory=2.0**20, disk=2.0**20)
     lacks = [item.what for item in plan.shortfalls]
     assert lacks == ["device", "main memory", "comparing", "disk"]
     said = bottleneck_sentence(plan)
     assert "at least 2 devices of 80 GiB an engine" in said
     assert planned(10).shortfalls == ()
-    unknown = planned(10, device_memory=math.nan, workers=1)
+    unknown = planned(10, device_memory=math.nan, devices=1)
     assert unknown.devices_per_engine == 1
 
 
@@ -488,6 +543,21 @@ def test_the_command_prints_the_plan_and_writes_it_unrounded(
     seconds = sum(p["seconds"] for p in record["parts"] if not p["after_sweep"])
     assert record["sweep_seconds"] == pytest.approx(seconds)
     assert not (tmp_path / "store").exists()
+
+
+def test_the_command_plans_ray_workers_as_engines(
+    trained: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "plan.json"
+    command = ["sweep", str(tmp_path / "none"), "--base", str(trained / "base")]
+    command += ["--store", str(tmp_path / "store"), "--plan"]
+    command += ["--plan-parameters", "70B", "--plan-checkpoints", "3"]
+    command += ["--plan-flops", "400T", "--plan-memory", "80G"]
+    command += ["--ray-workers", "32", "--ray-gpus", "2"]
+    assert main([*command, "--plan-json", str(target)]) == 0
+    record = json.loads(target.read_text("utf-8"))
+    assert (record["engines"], record["devices_per_engine"]) == (32, 2)
+    assert record["shortfalls"] == []
 
 
 @pytest.mark.parametrize(

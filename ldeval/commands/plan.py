@@ -60,7 +60,7 @@ def add_plan_options(command: Any) -> None:
         "--plan-workers",
         type=number,
         metavar="N",
-        help="devices at work (default: --ray-workers, or 1)",
+        help="devices at work (default: those of --ray-workers, or of one engine)",
     )
     group.add_argument(
         "--plan-parameters", type=quantity, metavar="N", help="of a model, e.g. 70B"
@@ -134,15 +134,19 @@ def print_sweep_plan(
     runs: Sequence[Path], settings: SweepSettings, options: argparse.Namespace
 ) -> int:
     """Plan a sweep, print the plan, and write it where that is asked for."""
-    from ldeval.plan import Hypothetical, plan_sweep
+    from ldeval.plan import Hypothetical, RayAsked, plan_sweep
     from ldeval.report.plan_tables import plan_json, print_plan
 
+    ray = None
+    if options.ray is not None or options.ray_workers is not None:
+        ray = RayAsked(options.ray_workers, options.ray_cpus, options.ray_gpus)
     asked = Hypothetical(
         parameters=options.plan_parameters,
         config=options.plan_config,
         probes=options.plan_probes,
         checkpoints=options.plan_checkpoints,
-        workers=options.plan_workers or options.ray_workers or 1,
+        devices=options.plan_workers,
+        ray=ray,
         flops=options.plan_flops,
         memory=options.plan_memory,
         rates_from=options.plan_from,

@@ -39,8 +39,8 @@ REFERENCE_BYTES = 80
 class Resources:
     """What there is to work with; NaN where it is not known."""
 
-    workers: int
-    """Devices."""
+    devices: float
+    """All together."""
     device: str
     """``cpu`` or an accelerator's type."""
     device_name: str
@@ -50,6 +50,8 @@ class Resources:
     """Bytes."""
     disk: float
     """Bytes free where the store is."""
+    share: float | None = None
+    """Devices that an engine is given; None: as many as it must have."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def build_plan(
     """
     flops = flops_of(shape, work)
     engine = shape.parameters * shape.memory_bytes + activations(shape, resources)
-    needed = devices_needed(engine, resources.device_memory)
-    engines = max(1, resources.workers // needed)
+    needed = devices_an_engine(engine, resources)
+    engines = max(1, int(resources.devices / needed))
     sizes = _bytes(shape, work, checkpoints, rates, resources, engines)
     return SweepPlan(
         run=run,
@@ -101,7 +103,7 @@ def build_plan(
         rates=rates,
         parts=_parts(flops.total, work, checkpoints, rates, engines, needed),
         bytes=sizes,
-        shortfalls=tuple(_shortfalls(sizes, resources, needed)),
+        shortfalls=tuple(_shortfalls(sizes, resources)),
         notes=tuple(notes),
     )
 
@@ -126,13 +128,31 @@ def devices_needed(engine: float, memory: float) -> int:
     return max(1, math.ceil(engine / (USABLE * memory)))
 
 
+def devices_an_engine(engine: float, resources: Resources) -> float:
+    """Devices of one copy of the model: those that it is given, and no fewer than it
+    needs."""
+    needed = devices_needed(engine, resources.device_memory)
+    if resources.share is None:
+        return needed
+    if resources.share < 1 and _fits(engine, resources):
+        return resources.share
+    return max(resources.share, needed)
+
+
+def _fits(engine: float, resources: Resources) -> bool:
+    """Whether one copy of the model fits the devices that it is given."""
+    memory, share = resources.device_memory, resources.share
+    given = resources.devices if share is None else min(share, resources.devices)
+    return not memory > 0 or engine <= USABLE * memory * given
+
+
 def _parts(
     flops: float,
     work: ScoringWork,
     checkpoints: Checkpoints,
     rates: PlanRates,
     engines: int,
-    devices: int,
+    devices: float,
 ) -> tuple[PlanPart, ...]:
     left, rows = checkpoints.left, checkpoints.left * work.asked
     encoding = left * work.probes * rates.encoding.value
@@ -180,13 +200,13 @@ def _bytes(
     )
 
 
-def _shortfalls(sizes: PlanBytes, resources: Resources, needed: int) -> list[Shortfall]:
+def _shortfalls(sizes: PlanBytes, resources: Resources) -> list[Shortfall]:
     engine = sizes.weights + sizes.activations
     # on a CPU the weights stand in the same memory as the scores
     shared = engine if resources.device == "cpu" else 0.0
     main = resources.main_memory
     found = []
-    if resources.workers < needed:
+    if not _fits(engine, resources):
         found.append(Shortfall("device", engine, resources.device_memory))
     if sizes.held and sizes.held + shared > main:
         found.append(Shortfall("main memory", sizes.held, main))

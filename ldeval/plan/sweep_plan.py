@@ -25,6 +25,7 @@ from ldeval.plan.calibration import (
     origin_hash,
     weight_bytes,
 )
+from ldeval.plan.fleet import Fleet, RayAsked, fleet_of
 from ldeval.plan.rates import StoredRun, given_rates, read_stored, stored_rates
 from ldeval.plan.shapes import (
     shape_of_checkpoint,
@@ -49,8 +50,10 @@ class Hypothetical:
     probes: float | None = None
     checkpoints: int | None = None
     """All that are scored, the model before training among them."""
-    workers: int = 1
-    """Devices, each as the one that was measured."""
+    devices: int | None = None
+    """All together, each as the one that was measured."""
+    ray: RayAsked | None = None
+    """What Ray's options say; None: the sweep runs in this process."""
     flops: float | None = None
     """FLOP/s that one device sustains; then no model is opened."""
     memory: float | None = None
@@ -87,6 +90,7 @@ def plan_sweep(
         raise MismatchError(
             "--plan-parameters and --plan-config both make a model up. Give one."
         )
+    fleet = fleet_of(settings.model_args, asked.ray, asked.devices)
     jobs = _jobs(runs, settings, asked)
     at_hand = _at_hand(jobs, settings)
     own = _shape(at_hand, settings)
@@ -110,10 +114,10 @@ def plan_sweep(
         work,
         _checkpoints(jobs, settings, asked, shape),
         found.rates,
-        _resources(settings, asked, found.device),
+        _resources(settings, asked, found.device, fleet),
         measured_probes=counted,
         calibrated_on=None if given else found.timed,
-        notes=_notes(settings, asked, jobs),
+        notes=[*_notes(settings, asked, jobs), *fleet.notes],
     )
 
 
@@ -313,7 +317,9 @@ def _device(settings: SweepSettings, asked: Hypothetical) -> str:
     return "cuda" if asked.flops is not None else accelerator()
 
 
-def _resources(settings: SweepSettings, asked: Hypothetical, device: str) -> Resources:
+def _resources(
+    settings: SweepSettings, asked: Hypothetical, device: str, fleet: Fleet
+) -> Resources:
     import psutil
 
     main = float(psutil.virtual_memory().available)
@@ -322,12 +328,13 @@ def _resources(settings: SweepSettings, asked: Hypothetical, device: str) -> Res
     if memory is None:
         memory = math.nan if given else _device_memory(device, main)
     return Resources(
-        workers=asked.workers,
+        devices=fleet.devices,
         device=device,
         device_name="as given" if given else device_name(device),
         device_memory=memory,
         main_memory=main,
         disk=_free_disk(settings.store),
+        share=fleet.share,
     )
 
 

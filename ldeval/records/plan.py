@@ -197,8 +197,9 @@ class SweepPlan:
     """Checkpoints left to score."""
     finished: int
     """Checkpoints that are in the store already."""
-    devices_per_engine: int
-    """Devices that hold one copy of the model."""
+    devices_per_engine: float
+    """Devices that hold one copy of the model; below 1 where several copies share
+    one."""
     engines: int
     """Copies of the model at work, each on its share of the probes."""
     measured_probes: float

@@ -195,7 +195,7 @@ def time_table(plan: SweepPlan) -> Table:
         text_column("the rate is", [_source(_rate_of(plan, part)) for part in parts]),
     ]
     engines = count(plan.engines, "engine")
-    each = count(plan.devices_per_engine, "device")
+    each = devices(plan.devices_per_engine)
     return assemble(
         "Time",
         columns,
@@ -205,6 +205,13 @@ def time_table(plan: SweepPlan) -> Table:
         "for loading and scoring, of processes for the rest.",
         Footnotes(),
     )
+
+
+def devices(number: float) -> str:
+    """So many devices, or a share of one."""
+    if number == int(number):
+        return count(int(number), "device")
+    return f"{number:g} devices"
 
 
 def _hours(seconds: float) -> str:
@@ -320,7 +327,7 @@ def _lack(plan: SweepPlan, item: Shortfall) -> str:
     if item.what != "device":
         return told
     return (
-        f"{told}: at least {plan.devices_per_engine} devices of "
+        f"{told}: at least {devices(plan.devices_per_engine)} of "
         f"{size(item.available)} an engine, which the times above take for granted"
     )
 
