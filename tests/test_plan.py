@@ -22,7 +22,7 @@ from ldeval.errors import CheckpointError, MismatchError, StoreError
 from ldeval.plan import Hypothetical, RayAsked, plan_sweep
 from ldeval.plan.build import Checkpoints, Resources, build_plan
 from ldeval.plan.calibration import codec_of_folder, count_probes
-from ldeval.plan.fleet import fleet_of
+from ldeval.plan.fleet import Machine, fleet_of, this_machine
 from ldeval.plan.rates import STATED
 from ldeval.plan.shapes import (
     flops_of,
@@ -378,6 +378,36 @@ def test_several_engines_may_share_a_device() -> None:
     assert "32 engines of 0.25 devices" in print_plan(plan)
 
 
+@pytest.mark.parametrize(
+    ("ray", "devices", "told"),
+    [
+        (RayAsked(), 8, None),
+        (RayAsked(3), 3, None),
+        (RayAsked(32), 8, "room for 8 of 32 workers"),
+        (RayAsked(gpus=2), 8, None),
+        (RayAsked(gpus=0), 16, None),
+        (RayAsked(gpus=0, cpus=5), 3, None),
+        (RayAsked(gpus=0, cpus=0), 1, None),
+        (RayAsked(gpus=16), 16, "none would start"),
+        (RayAsked(cluster="the cluster at auto"), 1, "the cluster at auto has room"),
+        (RayAsked(5, cluster="the cluster at auto"), 5, None),
+    ],
+)
+def test_without_a_number_of_workers_those_are_planned_that_have_room_here(
+    ray: RayAsked, devices: int, told: str | None
+) -> None:
+    fleet = fleet_of({}, ray, None, Machine(16, 8))
+    assert fleet.devices == devices
+    assert told is None or told in fleet.notes[0]
+    assert bool(told) == bool(fleet.notes)
+    assert fleet_of({}, ray, 64, Machine(16, 8)).notes == ()
+
+
+def test_this_machine_has_the_room_that_ray_finds() -> None:
+    ray = pytest.importorskip("ray._private.utils")
+    assert this_machine().cores == ray.get_num_cpus()
+
+
 def test_a_worker_with_fewer_devices_than_its_engine_takes_is_told() -> None:
     fleet = fleet_of({"tensor_parallel_size": 4}, RayAsked(2, gpus=1), None)
     assert "give --ray-gpus 4" in fleet.notes[0]
@@ -558,6 +588,27 @@ def test_the_command_plans_ray_workers_as_engines(
     record = json.loads(target.read_text("utf-8"))
     assert (record["engines"], record["devices_per_engine"]) == (32, 2)
     assert record["shortfalls"] == []
+
+
+def test_the_command_asks_no_cluster_and_says_so(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = tmp_path / "plan.json"
+    command = ["sweep", str(trained / "run"), "--base", str(trained / "base")]
+    command += ["--store", str(tmp_path / "store"), "--plan", "--plan-flops", "1T"]
+    command += ["--plan-json", str(target), "--ray"]
+    assert main([*command, "192.0.2.1:6379"]) == 0
+    assert "the cluster at 192.0.2.1:6379 has room for" in capsys.readouterr().out
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.2:6379")
+    assert main(command) == 0
+    assert "the cluster at 192.0.2.2:6379 has room for" in capsys.readouterr().out
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr("ldeval.plan.sweep_plan.this_machine", lambda: Machine(64, 8))
+    assert main(command) == 0
+    assert json.loads(target.read_text("utf-8"))["engines"] == 8
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from ldeval.commands import store_place
 from ldeval.commands.output import say
 from ldeval.errors import MismatchError
 from ldeval.files import write_whole
+from ldeval.redact import redact_url
 
 if TYPE_CHECKING:  # heavy to import: only for the types
+    from ldeval.plan import RayAsked
     from ldeval.sweep import SweepSettings
 
 _PREFIXES: dict[str, float] = {
@@ -130,23 +133,38 @@ def plan_asked(options: argparse.Namespace) -> bool:
     return bool(options.plan)
 
 
+def _ray_asked(options: argparse.Namespace) -> RayAsked | None:
+    """What Ray's options ask for; None where there are none.
+
+    Without ``--ray``, ``--ray-workers`` are those of a cluster that is not named.
+    """
+    from ldeval.plan import RayAsked
+
+    if options.ray is None and options.ray_workers is None:
+        return None
+    cluster: str | None = "the cluster"
+    if options.ray is not None:
+        address = options.ray or os.environ.get("RAY_ADDRESS") or "local"
+        cluster = f"the cluster at {redact_url(address)}"
+        if address == "local":
+            cluster = None
+    return RayAsked(options.ray_workers, options.ray_cpus, options.ray_gpus, cluster)
+
+
 def print_sweep_plan(
     runs: Sequence[Path], settings: SweepSettings, options: argparse.Namespace
 ) -> int:
     """Plan a sweep, print the plan, and write it where that is asked for."""
-    from ldeval.plan import Hypothetical, RayAsked, plan_sweep
+    from ldeval.plan import Hypothetical, plan_sweep
     from ldeval.report.plan_tables import plan_json, print_plan
 
-    ray = None
-    if options.ray is not None or options.ray_workers is not None:
-        ray = RayAsked(options.ray_workers, options.ray_cpus, options.ray_gpus)
     asked = Hypothetical(
         parameters=options.plan_parameters,
         config=options.plan_config,
         probes=options.plan_probes,
         checkpoints=options.plan_checkpoints,
         devices=options.plan_workers,
-        ray=ray,
+        ray=_ray_asked(options),
         flops=options.plan_flops,
         memory=options.plan_memory,
         rates_from=options.plan_from,

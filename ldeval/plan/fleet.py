@@ -7,8 +7,11 @@ one. No cluster is asked.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")
@@ -26,6 +29,17 @@ class RayAsked:
     """Of a worker."""
     gpus: float | None = None
     """Of a worker; None: one where there are any."""
+    cluster: str | None = None
+    """The address of a running cluster, or another name of it; None: one of this
+    machine alone."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a cluster of one machine has."""
+
+    cores: int
+    gpus: int
 
 
 @dataclass(frozen=True)
@@ -56,13 +70,17 @@ def spread(model_args: Mapping[str, Any]) -> int | None:
 
 
 def fleet_of(
-    model_args: Mapping[str, Any], ray: RayAsked | None, devices: int | None
+    model_args: Mapping[str, Any],
+    ray: RayAsked | None,
+    devices: int | None,
+    machine: Machine | None = None,
 ) -> Fleet:
     """The devices of a sweep.
 
     Args:
         ray: None where it is not spread by Ray.
         devices: all of them, where that is said.
+        machine: this one; None where the plan is for others.
     """
     own = spread(model_args)
     if ray is None:
@@ -74,5 +92,57 @@ def fleet_of(
             f"Each worker is given {ray.gpus:g} GPUs and its engine takes {own}: give "
             f"--ray-gpus {own}."
         )
-    total = devices or (ray.workers or 1) * share
-    return Fleet(total, share, True, tuple(notes))
+    if devices is None:
+        workers, told = _workers(ray, share, machine)
+        return Fleet(workers * share, share, True, (*notes, *told))
+    return Fleet(devices, share, True, tuple(notes))
+
+
+def _workers(
+    ray: RayAsked, share: float, machine: Machine | None
+) -> tuple[int, list[str]]:
+    """Workers that start, and what is to be said of their number."""
+    if ray.cluster is None and machine is not None:
+        return _workers_here(ray, share, machine)
+    if ray.workers is not None:
+        return ray.workers, []
+    where = "this machine" if ray.cluster is None else ray.cluster
+    return 1, [
+        f"How many workers {where} has room for is not known, since a plan asks no "
+        "cluster: one is assumed. Give --ray-workers or --plan-workers."
+    ]
+
+
+def _workers_here(
+    ray: RayAsked, share: float, machine: Machine
+) -> tuple[int, list[str]]:
+    """As many as have room on this machine, as the sweep itself has it."""
+    gpus = share if ray.gpus or (ray.gpus is None and machine.gpus) else 0.0
+    rooms = [machine.cores / ray.cpus] if ray.cpus else []
+    rooms += [machine.gpus / gpus] if gpus else []
+    if not rooms:
+        return ray.workers or 1, []
+    room = int(min(rooms))
+    here = f"{machine.cores} cores and {machine.gpus} GPUs"
+    if room < 1:
+        return 1, [
+            f"This machine has {here}, and no room for a worker of {ray.cpus:g} CPUs "
+            f"and {gpus:g} GPUs: one is planned, and none would start."
+        ]
+    if ray.workers is not None and ray.workers > room:
+        return room, [
+            f"This machine has {here}, room for {room} of {ray.workers} workers: so "
+            "many are planned, since no more would start."
+        ]
+    return ray.workers or room, []
+
+
+def this_machine() -> Machine:
+    """As Ray counts it: no more cores than a container is let have."""
+    import torch
+
+    cores = float(os.cpu_count() or 1)
+    with contextlib.suppress(OSError, ValueError):
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        cores = cores if limit == "max" else min(cores, int(limit) / int(period))
+    return Machine(max(1, int(cores)), torch.cuda.device_count())

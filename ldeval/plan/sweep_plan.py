@@ -25,7 +25,7 @@ from ldeval.plan.calibration import (
     origin_hash,
     weight_bytes,
 )
-from ldeval.plan.fleet import Fleet, RayAsked, fleet_of
+from ldeval.plan.fleet import Fleet, Machine, RayAsked, fleet_of, this_machine
 from ldeval.plan.rates import StoredRun, given_rates, read_stored, stored_rates
 from ldeval.plan.shapes import (
     shape_of_checkpoint,
@@ -90,7 +90,7 @@ def plan_sweep(
         raise MismatchError(
             "--plan-parameters and --plan-config both make a model up. Give one."
         )
-    fleet = fleet_of(settings.model_args, asked.ray, asked.devices)
+    fleet = fleet_of(settings.model_args, asked.ray, asked.devices, _machine(asked))
     jobs = _jobs(runs, settings, asked)
     at_hand = _at_hand(jobs, settings)
     own = _shape(at_hand, settings)
@@ -315,6 +315,16 @@ def _device(settings: SweepSettings, asked: Hypothetical) -> str:
         return str(named).split(":")[0]
     # who gives FLOP/s plans for other hardware than this machine's
     return "cuda" if asked.flops is not None else accelerator()
+
+
+def _machine(asked: Hypothetical) -> Machine | None:
+    """This machine, where a cluster of it alone is planned for."""
+    if asked.ray is None or asked.ray.cluster is not None:
+        return None
+    machine = this_machine()
+    # who gives FLOP/s may plan for other hardware
+    other = asked.flops is not None and (asked.ray.workers or not machine.gpus)
+    return None if other else machine
 
 
 def _resources(
