@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from ldeval.plan import Hypothetical, RayAsked, plan_sweep
 from ldeval.plan.build import Checkpoints, Resources, build_plan
 from ldeval.plan.calibration import codec_of_folder, count_probes
 from ldeval.plan.fleet import Machine, fleet_of, this_machine
-from ldeval.plan.rates import STATED
+from ldeval.plan.rates import STATED, Counted, read_stored, stored_rates
 from ldeval.plan.shapes import (
     flops_of,
     shape_of_checkpoint,
     shape_of_config,
     shape_of_size,
 )
+from ldeval.plan.tables import TableRates
 from ldeval.plan.work import work_of
 from ldeval.probes import read_probes
 from ldeval.records import PlanRates, Rate, ScoringWork, SweepPlan
@@ -64,6 +65,7 @@ HERE = Resources(
     disk=2.0**50,
 )
 WORK = ScoringWork(96, 1152, 0, 4388, 58537, 62838, 111193, 7079065, "packed")
+TABLES = TableRates(*[Rate(1, "measured")] * len(fields(TableRates)))
 LARGE = shape_of_size(70e9, 128_256)
 
 
@@ -494,6 +496,63 @@ def test_finished_steps_are_done_and_lend_their_rates(
     assert plan.rates.stored.value == stored / rows
     seconds = sum(table.manifest.seconds for table in tables)
     assert plan.rates.scoring.value == pytest.approx(2 * plan.flops.total / seconds)
+
+
+@pytest.mark.parametrize(
+    ("backend", "there", "now", "devices"),
+    [
+        ("hf", {}, {}, 1),
+        ("vllm", {"tensor_parallel_size": "2"}, {}, 2),
+        ("vllm", {}, {"tensor_parallel_size": 4}, 4),
+        ("vllm", {"tensor_parallel_size": "2"}, {"tensor_parallel_size": 4}, 2),
+        ("hf", {}, {"tensor_parallel_size": 4}, 1),
+    ],
+)
+def test_the_rate_of_a_stored_engine_is_shared_between_its_devices(
+    trained: Path,
+    scored: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    there: dict[str, str],
+    now: dict[str, int],
+    devices: int,
+) -> None:
+    monkeypatch.setattr("ldeval.plan.rates.table_rates", lambda *_: TABLES)
+    stored = read_stored(scored / "run")
+    assert stored is not None
+    last = stored.manifests[-1]
+    last = replace(last, backend=backend, settings={"model_args": there})
+    stored = replace(stored, manifests=(last,))
+    counted = Counted([], 0, Rate(1, "measured"))
+    arguments = (stored, LARGE, WORK, counted, "run")
+    rate = stored_rates(*arguments, now).scoring
+    wanted = flops_of(LARGE, WORK).total / WORK.asked * last.n_tokens / last.seconds
+    assert rate.value == pytest.approx(wanted / devices)
+    assert ("devices" in rate.where) == (devices > 1)
+    assert ("taken, as now, to be of" in rate.where) == (
+        backend == "vllm" and not there
+    )
+
+
+def test_the_rate_of_a_timed_engine_is_shared_between_its_devices(
+    trained: Path, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_table(step_folder(scored, "run", 0))
+    found = ("packed", Rate(1e12, "measured", "some probes"), table)
+    monkeypatch.setattr("ldeval.plan.calibration._Timed.run", lambda _: found)
+    monkeypatch.setattr("ldeval.plan.calibration.table_rates", lambda *_: TABLES)
+    monkeypatch.setattr(
+        "ldeval.plan.calibration.model_source",
+        lambda model, arguments, **rest: RestartedModels(model, ARGS, base=None),
+    )
+    spread_out = {**ARGS, "tensor_parallel_size": 2}
+    wanted = sweep_settings(trained, tmp_path, model_args=spread_out)
+    plan = plan_sweep([trained / "run"], wanted)
+    assert plan.rates.scoring.value == 5e11
+    assert "of 2 devices" in plan.rates.scoring.where
+    assert (plan.engines, plan.devices_per_engine) == (1, 2)
+    parts = flat(plan)
+    assert parts["scoring"] == pytest.approx(3 * plan.flops.total / 1e12)
 
 
 def test_other_scores_under_the_name_are_refused(trained: Path, scored: Path) -> None:

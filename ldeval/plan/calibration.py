@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ldeval.checkpoints import weight_files, weights_hash
 from ldeval.errors import UnsupportedBackendError
-from ldeval.plan.rates import Counted, layout_of, rates_of
+from ldeval.plan.fleet import spread
+from ldeval.plan.rates import Counted, layout_of, of_a_device, rates_of
 from ldeval.plan.shapes import flops_of
 from ldeval.plan.tables import table_rates
 from ldeval.plan.work import work_of
@@ -169,7 +170,8 @@ def measure(
     finally:
         source.close()
     tables = table_rates(table, "measured", f"{len(table.tokens):,} tokens of it")
-    rates = rates_of(scoring, counted, loading, tables)
+    devices = spread(settings.model_args) or 1
+    rates = rates_of(of_a_device(scoring, devices), counted, loading, tables)
     return Calibration(rates, counted, layout, _device_type(lm), shape)
 
 

@@ -286,7 +286,9 @@ def _calibration(
     if stored is not None:
         scored = _scored_shape(stored, shape)
         work = work_of(counted.encoded, layout, device=device)
-        rates = stored_rates(stored, scored, work, counted, run.name)
+        rates = stored_rates(
+            stored, scored, work, counted, run.name, settings.model_args
+        )
     if asked.flops is not None:
         rates = given_rates(asked.flops, counted, rates)
     assert rates is not None
