@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -553,6 +554,67 @@ def test_the_rate_of_a_timed_engine_is_shared_between_its_devices(
     assert (plan.engines, plan.devices_per_engine) == (1, 2)
     parts = flat(plan)
     assert parts["scoring"] == pytest.approx(3 * plan.flops.total / 1e12)
+
+
+def test_a_worker_on_a_cpu_is_timed_with_the_threads_it_will_have(
+    trained: Path, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    table = read_table(step_folder(scored, "run", 0))
+    there: list[int] = []
+
+    def run(_: Any) -> Any:
+        there.append(torch.get_num_threads())
+        return "packed", Rate(1e12, "measured", "some probes"), table
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("ldeval.plan.calibration._Timed.run", run)
+    monkeypatch.setattr("ldeval.plan.calibration.table_rates", lambda *_: TABLES)
+    wanted = sweep_settings(trained, tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        plans = [
+            plan_sweep([trained / "run"], wanted, Hypothetical(ray=ray))
+            for ray in (None, RayAsked(2, cluster="c"), RayAsked(2, 3, cluster="c"))
+        ]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert there == [4, 1, 3]
+    named = [plan.device for plan in plans]
+    assert named == ["cpu, 4 threads", "cpu, 1 thread", "cpu, 3 threads"]
+
+
+def test_threads_of_a_worker_are_those_that_ray_lets_it_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for cpus, threads in ((0.5, 1), (1, 1), (3.7, 3)):
+        assert fleet_of({}, RayAsked(2, cpus), None).threads == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert fleet_of({}, RayAsked(2), None).threads == 6
+    assert fleet_of({}, RayAsked(2, cluster="there"), None).threads == 1
+    assert fleet_of({}, None, None).threads is None
+
+
+def test_a_stored_rate_of_all_threads_is_scaled_to_those_of_a_worker(
+    trained: Path, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldeval.plan.rates.table_rates", lambda *_: TABLES)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    store = tmp_path / "store"
+    shutil.copytree(scored, store)
+    wanted = sweep_settings(trained, store)
+    ray = Hypothetical(ray=RayAsked(2, cluster="c"))
+    alone = plan_sweep([trained / "run"], wanted).rates.scoring
+    worker = plan_sweep([trained / "run"], wanted, ray).rates.scoring
+    assert worker.value == pytest.approx(alone.value / 4)
+    assert "scaled from 4 threads to 1" in worker.where
+    # what a sweep on Ray has left is of its workers
+    (store / "run" / "shards" / "shard_0000_of_0002").mkdir(parents=True)
+    assert plan_sweep([trained / "run"], wanted, ray).rates.scoring == alone
 
 
 def test_other_scores_under_the_name_are_refused(trained: Path, scored: Path) -> None:

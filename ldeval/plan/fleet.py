@@ -53,6 +53,8 @@ class Fleet:
     so that it takes what it must."""
     sharded: bool = False
     """Whether Ray's workers score shards, whose tables are joined."""
+    threads: int | None = None
+    """Of an engine, where it computes on a CPU; None: all that there are."""
     notes: tuple[str, ...] = ()
     """What was taken for granted."""
 
@@ -72,7 +74,7 @@ def spread(model_args: Mapping[str, Any]) -> int | None:
 def fleet_of(
     model_args: Mapping[str, Any],
     ray: RayAsked | None,
-    devices: int | None,
+    devices: float | None,
     machine: Machine | None = None,
 ) -> Fleet:
     """The devices of a sweep.
@@ -94,8 +96,17 @@ def fleet_of(
         )
     if devices is None:
         workers, told = _workers(ray, share, machine)
-        return Fleet(workers * share, share, True, (*notes, *told))
-    return Fleet(devices, share, True, tuple(notes))
+        devices, notes = workers * share, [*notes, *told]
+    return Fleet(devices, share, True, _threads(ray), tuple(notes))
+
+
+def _threads(ray: RayAsked) -> int:
+    """That Ray lets a worker compute with: those of its CPUs, unless the environment
+    says otherwise."""
+    said = os.environ.get("OMP_NUM_THREADS", "") if ray.cluster is None else ""
+    if said.isdecimal() and int(said):
+        return int(said)
+    return max(1, int(ray.cpus))
 
 
 def _workers(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldeval.checkpoints import check_weights, describe_checkpoint, find_checkpoints
@@ -22,6 +22,7 @@ from ldeval.plan.calibration import (
     count_probes,
     device_name,
     measure,
+    of_some_threads,
     origin_hash,
     weight_bytes,
 )
@@ -35,6 +36,7 @@ from ldeval.plan.shapes import (
 from ldeval.plan.work import work_of
 from ldeval.records import Checkpoint, Manifest, ModelShape, PlanLayout, SweepPlan
 from ldeval.scoring.models import base_of
+from ldeval.shards import begun_with
 from ldeval.store import read_manifest, run_folder, step_folder
 from ldeval.sweep import SweepSettings
 
@@ -95,7 +97,8 @@ def plan_sweep(
     at_hand = _at_hand(jobs, settings)
     own = _shape(at_hand, settings)
     shape = _planned_shape(own, asked, settings)
-    found = _calibration(settings, asked, at_hand, own)
+    threads = fleet.threads if _device(settings, asked) == "cpu" else None
+    found = _calibration(settings, asked, at_hand, own, threads)
     work = work_of(
         found.counted.encoded,
         found.layout,
@@ -267,9 +270,14 @@ def _calibration(
     asked: Hypothetical,
     checkpoint: Checkpoint,
     shape: ModelShape,
+    threads: int | None,
 ) -> Calibration:
     """Rates from a stored run where there is one, else measured now; given FLOP/s
-    before either."""
+    before either.
+
+    Args:
+        threads: of an engine on a CPU; None: all that there are.
+    """
     run = asked.rates_from or run_folder(settings.store, settings.run)
     stored = read_stored(run)
     if stored is None and asked.rates_from is not None:
@@ -278,7 +286,7 @@ def _calibration(
             "'ldeval sweep' scored."
         )
     if stored is None and asked.flops is None:
-        return measure(settings, checkpoint, shape)
+        return measure(settings, checkpoint, shape, threads)
     codec = codec_of_folder(_full_weights(checkpoint, settings), settings)
     counted = count_probes(settings.probes, codec, settings, origin_hash(settings))
     layout, device = _layout(stored, settings), _device(settings, asked)
@@ -289,6 +297,10 @@ def _calibration(
         rates = stored_rates(
             stored, scored, work, counted, run.name, settings.model_args
         )
+        # Ray's workers, which leave shards while they are at it, had no more threads
+        if threads is not None and begun_with(run) is None:
+            scoring = of_some_threads(rates.scoring, threads)
+            rates = replace(rates, scoring=scoring)
     if asked.flops is not None:
         rates = given_rates(asked.flops, counted, rates)
     assert rates is not None
@@ -342,7 +354,7 @@ def _resources(
     return Resources(
         devices=fleet.devices,
         device=device,
-        device_name="as given" if given else device_name(device),
+        device_name="as given" if given else device_name(device, fleet.threads),
         device_memory=memory,
         main_memory=main,
         disk=_free_disk(settings.store),
