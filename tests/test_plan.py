@@ -6,10 +6,12 @@ import dataclasses
 import json
 import math
 import shutil
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,10 +33,10 @@ from ldeval.plan.shapes import (
     shape_of_config,
     shape_of_size,
 )
-from ldeval.plan.tables import TableRates
+from ldeval.plan.tables import TableRates, repeated, table_rates
 from ldeval.plan.work import work_of
 from ldeval.probes import read_probes
-from ldeval.records import PlanRates, Rate, ScoringWork, SweepPlan
+from ldeval.records import PlanRates, Rate, ScoreTable, ScoringWork, SweepPlan
 from ldeval.report.plan_tables import (
     amount,
     bottleneck_sentence,
@@ -47,6 +49,7 @@ from ldeval.report.plan_tables import (
 from ldeval.scoring.encode import codec_of
 from ldeval.scoring.models import RestartedModels
 from ldeval.scoring.score import score_requests
+from ldeval.shards import join_step
 from ldeval.store import list_runs, read_table, step_folder
 from ldeval.sweep import sweep
 from tests.sweeping import ARGS, sweep_settings
@@ -414,6 +417,43 @@ def test_this_machine_has_the_room_that_ray_finds() -> None:
 def test_a_worker_with_fewer_devices_than_its_engine_takes_is_told() -> None:
     fleet = fleet_of({"tensor_parallel_size": 4}, RayAsked(2, gpus=1), None)
     assert "give --ray-gpus 4" in fleet.notes[0]
+
+
+def test_joining_has_a_rate_of_its_own() -> None:
+    plan = planned(10)
+    joining = next(part for part in plan.parts if part.name == "joining")
+    wanted = 10 * plan.work.asked * plan.rates.joining.value
+    assert joining.seconds == joining.worker_seconds == pytest.approx(wanted)
+    assert RATES.joining.value > RATES.writing.value
+    assert "5.3 µs/token" in print_plan(plan)
+
+
+def test_what_one_worker_of_ray_scores_is_joined_too() -> None:
+    assert flat(planned(10, devices=2))["joining"] == 0
+    assert flat(planned(10, devices=2, sharded=True))["joining"] > 0
+
+
+def test_the_rate_of_joining_is_that_of_joining_the_shards(
+    scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_table(step_folder(scored, "run", 0))
+    joined: list[ScoreTable] = []
+
+    def keep(run: Path, tables: Any, step: int, *rest: Any, **options: Any) -> None:
+        join_step(run, tables, step, *rest, **options)
+        joined.append(read_table(step_folder(run.parent, run.name, step)))
+        time.sleep(0.1)
+
+    monkeypatch.setattr("ldeval.plan.tables.join_step", keep)
+    monkeypatch.setattr("ldeval.plan.tables.TOKENS", 1)
+    monkeypatch.setattr("ldeval.plan.tables._compared", lambda _: 1.0)
+    rates = table_rates(table, "measured", "here")
+    large = repeated(table, 4)
+    assert np.array_equal(joined[0].tokens.token_ids, large.tokens.token_ids)
+    assert list(joined[0].probe_ids) == list(large.probe_ids)
+    assert rates.joining.value > 0.1 / len(large.tokens)
+    assert rates.writing.value > 0
+    assert rates.joining.source == "measured"
 
 
 def test_what_does_not_fit_is_named_with_what_it_needs() -> None:

@@ -52,6 +52,8 @@ class Resources:
     """Bytes free where the store is."""
     share: float | None = None
     """Devices that an engine is given; None: as many as it must have."""
+    sharded: bool = False
+    """Whether shards are scored, however few engines there are."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def build_plan(
     engine = shape.parameters * shape.memory_bytes + activations(shape, resources)
     needed = devices_an_engine(engine, resources)
     engines = max(1, int(resources.devices / needed))
+    joined = resources.sharded or engines > 1
     sizes = _bytes(shape, work, checkpoints, rates, resources, engines)
     return SweepPlan(
         run=run,
@@ -101,7 +104,7 @@ def build_plan(
         work=work,
         flops=flops,
         rates=rates,
-        parts=_parts(flops.total, work, checkpoints, rates, engines, needed),
+        parts=_parts(flops.total, work, checkpoints, rates, joined, engines, needed),
         bytes=sizes,
         shortfalls=tuple(_shortfalls(sizes, resources)),
         notes=tuple(notes),
@@ -151,6 +154,7 @@ def _parts(
     work: ScoringWork,
     checkpoints: Checkpoints,
     rates: PlanRates,
+    joined: bool,
     engines: int,
     devices: float,
 ) -> tuple[PlanPart, ...]:
@@ -161,7 +165,7 @@ def _parts(
     loading = left * checkpoints.bytes_each / rates.loading.value
     scoring = left * flops / rates.scoring.value
     writing = rows * rates.writing.value
-    joining = writing if engines > 1 else 0.0
+    joining = rows * rates.joining.value if joined else 0.0
     pairs = max(0, left + checkpoints.finished - 1)
     comparing = pairs * (
         rates.comparing_start.value + work.asked * rates.comparing.value

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ STATED = {
     "loading": 4e8,
     "stored": 275.0,
     "writing": 4e-6,
+    "joining": 5.3e-6,
     "comparing": 8.5e-6,
     "comparing_start": 1.5,
 }
@@ -160,9 +161,7 @@ def given_rates(flops: float, counted: Counted, known: PlanRates | None) -> Plan
     scoring = Rate(flops, "given")
     if known is not None:
         return replace(known, scoring=scoring)
-    tables = TableRates(
-        *(stated(n) for n in ("stored", "writing", "comparing", "comparing_start"))
-    )
+    tables = TableRates(**{item.name: stated(item.name) for item in fields(TableRates)})
     return rates_of(scoring, counted, stated("loading"), tables)
 
 
@@ -181,6 +180,7 @@ def rates_of(
         loading=loading,
         stored=tables.stored,
         writing=tables.writing,
+        joining=tables.joining,
         comparing=tables.comparing,
         comparing_start=tables.comparing_start,
     )

@@ -359,6 +359,7 @@ def _resources(
         main_memory=main,
         disk=_free_disk(settings.store),
         share=fleet.share,
+        sharded=fleet.sharded,
     )
 
 

@@ -129,6 +129,8 @@ class PlanRates:
     """Bytes in the store for a scored token."""
     writing: Rate
     """Seconds for a scored token's row."""
+    joining: Rate
+    """Seconds for a row of the shards' tables: checked, read and written again."""
     comparing: Rate
     """Seconds for a scored token, from one checkpoint to the next."""
     comparing_start: Rate

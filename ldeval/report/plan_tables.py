@@ -228,7 +228,7 @@ def _rate_of(plan: SweepPlan, part: PlanPart) -> Rate:
         "loading": rates.loading,
         "scoring": rates.scoring,
         "writing": rates.writing,
-        "joining": rates.writing,
+        "joining": rates.joining,
         "comparing": rates.comparing,
     }[part.name]
 
