@@ -36,7 +36,7 @@ from ldeval.plan.shapes import (
 from ldeval.plan.tables import TableRates, repeated, table_rates
 from ldeval.plan.work import work_of
 from ldeval.probes import read_probes
-from ldeval.records import PlanRates, Rate, ScoreTable, ScoringWork, SweepPlan
+from ldeval.records import PlanPart, PlanRates, Rate, ScoreTable, ScoringWork, SweepPlan
 from ldeval.report.plan_tables import (
     amount,
     bottleneck_sentence,
@@ -419,6 +419,46 @@ def test_a_worker_with_fewer_devices_than_its_engine_takes_is_told() -> None:
     assert "give --ray-gpus 4" in fleet.notes[0]
 
 
+def on_shards(step: float, join: float, left: int, finished: int = 0) -> SweepPlan:
+    """A plan whose steps take so long to score, and so long to join."""
+    parts = (
+        PlanPart("scoring", left * step, left * step * 64),
+        PlanPart("joining", left * join, left * join),
+        PlanPart("comparing", 1, 1, after_sweep=True),
+    )
+    return replace(planned(left), parts=parts, finished=finished)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0.1, 10), st.floats(0.1, 10), st.integers(1, 60), st.integers(0, 1))
+def test_a_sweep_takes_as_long_as_its_steps_scored_and_joined_beside_each_other(
+    step: float, join: float, left: int, finished: int
+) -> None:
+    scored = joined = 0.0
+    for number in range(left):
+        if number == 0 and finished:
+            scored = joined = join  # the reference, cut into shards again
+        scored += step
+        joined = max(joined, scored) + join
+        if number == 0 and not finished:
+            scored = joined  # no shard goes on before it has the reference
+    plan = on_shards(step, join, left, finished)
+    assert plan.sweep_seconds == pytest.approx(joined)
+    assert plan.whole_seconds == pytest.approx(joined + 1)
+
+
+def test_what_something_longer_goes_on_beside_is_no_bottleneck() -> None:
+    names = [on_shards(step, join, 50).bottleneck for step, join in ((3, 2), (2, 3))]
+    assert [part.name for part in names if part] == ["scoring", "joining"]
+    plan = planned(100, 1e6 / 96)
+    several = sum(part.seconds for part in plan.parts if not part.after_sweep)
+    assert plan.sweep_seconds < several
+    assert (
+        "a step is joined while the engines score"
+        in print_plan(plan, width=10_000).lower()
+    )
+
+
 def test_joining_has_a_rate_of_its_own() -> None:
     plan = planned(10)
     joining = next(part for part in plan.parts if part.name == "joining")
@@ -731,8 +771,12 @@ def test_the_command_prints_the_plan_and_writes_it_unrounded(
         "source": "given",
         "where": "",
     }
-    seconds = sum(p["seconds"] for p in record["parts"] if not p["after_sweep"])
-    assert record["sweep_seconds"] == pytest.approx(seconds)
+    parts = {part["name"]: part["seconds"] for part in record["parts"]}
+    engines = sum(parts[n] for n in ("encoding", "loading", "scoring", "writing"))
+    assert engines > parts["joining"]
+    # a step is joined when the engines are through with it, but the first before
+    joins = 2 * parts["joining"] / 100
+    assert record["sweep_seconds"] == pytest.approx(engines + joins)
     assert not (tmp_path / "store").exists()
 
 

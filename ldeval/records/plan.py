@@ -20,6 +20,7 @@ RateSource = Literal["measured", "stored", "given", "assumed"]
 the user; none of these: a figure measured elsewhere (``docs/plan.md``)."""
 
 PartName = Literal["encoding", "loading", "scoring", "writing", "joining", "comparing"]
+_ENGINES: tuple[PartName, ...] = ("encoding", "loading", "scoring", "writing")
 
 
 @dataclass(frozen=True)
@@ -219,15 +220,48 @@ class SweepPlan:
 
     @property
     def bottleneck(self) -> PlanPart | None:
-        """The part that takes most of the time; None where nothing is left."""
-        longest = max(self.parts, key=lambda part: part.seconds, default=None)
+        """The part that takes most of the time, of those that nothing longer goes on
+        beside; None where nothing is left."""
+        joins = self.joining_seconds > self.engine_seconds
+        hidden: tuple[PartName, ...] = _ENGINES if joins else ("joining",)
+        open_ = [part for part in self.parts if part.name not in hidden]
+        longest = max(open_, key=lambda part: part.seconds, default=None)
         return longest if longest is not None and longest.seconds > 0 else None
 
     @property
+    def engine_seconds(self) -> float:
+        """By the clock, of what every engine does one after the other."""
+        return sum(part.seconds for part in self.parts if part.name in _ENGINES)
+
+    @property
+    def joining_seconds(self) -> float:
+        """By the clock, of joining all steps, one after the other."""
+        return sum(part.seconds for part in self.parts if part.name == "joining")
+
+    @property
     def sweep_seconds(self) -> float:
-        """The sweep's own time by the clock: its parts one after the other, though
-        several engines score on while tables are joined."""
-        return sum(part.seconds for part in self.parts if not part.after_sweep)
+        """The sweep's own time by the clock.
+
+        A step is joined while the engines score the next ones. What nothing goes on
+        beside: scoring the first step and joining it, since it is the reference of the
+        others (where it is finished, cutting it into shards, which takes as long); then
+        scoring one more step, or joining the last, whichever the rest waits less for.
+        """
+        if not self.joining_seconds:
+            return self.engine_seconds
+        step = self.engine_seconds / self.checkpoints
+        join = self.joining_seconds / self.checkpoints
+        first = join if self.finished else step + join
+        rest = self.checkpoints - (not self.finished)
+        if not rest:
+            return first
+        return first + max(rest * step + join, step + rest * join)
+
+    @property
+    def whole_seconds(self) -> float:
+        """The sweep and what is done after it."""
+        after = sum(part.seconds for part in self.parts if part.after_sweep)
+        return self.sweep_seconds + after
 
     @property
     def device_hours(self) -> float:

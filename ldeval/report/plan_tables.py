@@ -184,7 +184,7 @@ def _counted(plan: SweepPlan) -> str:
 def time_table(plan: SweepPlan) -> Table:
     """Where the time goes, and how each rate is known."""
     parts = [part for part in plan.parts if part.name != "joining" or part.seconds]
-    total = sum(part.seconds for part in parts)
+    total = plan.whole_seconds
     shares = [part.seconds / total if total else math.nan for part in parts]
     columns = [
         text_column("part", [_PARTS[part.name] for part in parts]),
@@ -201,9 +201,18 @@ def time_table(plan: SweepPlan) -> Table:
         columns,
         f"{engines} of {each} ({plan.device}), each on its share of the probes under "
         "every checkpoint: each loads all of them, at the same time as the others and "
-        "no slower. Parts are counted one after the other. Hours at work: of devices "
-        "for loading and scoring, of processes for the rest.",
+        f"no slower.{_beside(plan)} Hours at work: of devices for loading and scoring, "
+        "of processes for the rest.",
         Footnotes(),
+    )
+
+
+def _beside(plan: SweepPlan) -> str:
+    if not plan.joining_seconds:
+        return ""
+    return (
+        " A step is joined while the engines score the next ones, so that shares may "
+        "add up to more than 100 %."
     )
 
 
@@ -308,11 +317,10 @@ def bottleneck_sentence(plan: SweepPlan) -> str:
     longest = plan.bottleneck
     if not plan.checkpoints or longest is None:
         return "Nothing is left to score."
-    total = sum(part.seconds for part in plan.parts)
     lacks = [_lack(plan, item) for item in plan.shortfalls]
     said = (
         f"The bottleneck is {_PARTS[longest.name]}: "
-        f"{percent(longest.seconds / total)} of the time"
+        f"{percent(longest.seconds / plan.whole_seconds)} of the time"
     )
     if not lacks:
         return f"{said}. Memory and disk suffice."
