@@ -307,7 +307,7 @@ def test_nothing_left_takes_nothing() -> None:
         HERE,
         measured_probes=96,
     )
-    assert plan.sweep_seconds == plan.device_hours == plan.bytes.stored == 0
+    assert plan.sweep_seconds == plan.device_hours_held == plan.bytes.stored == 0
     assert bottleneck_sentence(plan) == "Nothing is left to score."
 
 
@@ -445,6 +445,19 @@ def test_a_sweep_takes_as_long_as_its_steps_scored_and_joined_beside_each_other(
     plan = on_shards(step, join, left, finished)
     assert plan.sweep_seconds == pytest.approx(joined)
     assert plan.whole_seconds == pytest.approx(joined + 1)
+
+
+def test_devices_are_held_through_all_of_a_sweep_and_busy_for_a_part() -> None:
+    plan = planned(100, 1e6 / 96)
+    held, busy = plan.device_hours_held, plan.device_hours_busy
+    assert held == pytest.approx(64 * plan.sweep_seconds / 3600)
+    parts = flat(plan)
+    assert busy == pytest.approx(64 * (parts["scoring"] + parts["loading"]) / 3600)
+    assert busy < held
+    text = print_plan(plan, width=10_000)
+    assert f"{held:,.0f} GPU-hours held, {busy:,.0f} of them busy" in text
+    # one that is not taken up by an engine is not held
+    assert planned(100, devices=65).devices == 64
 
 
 def test_what_something_longer_goes_on_beside_is_no_bottleneck() -> None:

@@ -264,7 +264,18 @@ class SweepPlan:
         return self.sweep_seconds + after
 
     @property
-    def device_hours(self) -> float:
-        """Hours that devices are held: scoring, and loading the weights."""
+    def devices(self) -> float:
+        """Devices at work: those of all engines."""
+        return self.engines * self.devices_per_engine
+
+    @property
+    def device_hours_held(self) -> float:
+        """Hours that devices are held: all of them for as long as the sweep takes,
+        through encoding, writing, joining and waits too."""
+        return self.devices * self.sweep_seconds / 3600
+
+    @property
+    def device_hours_busy(self) -> float:
+        """Hours of these in which a device scores, or loads weights."""
         names = ("scoring", "loading")
         return sum(p.worker_seconds for p in self.parts if p.name in names) / 3600

@@ -22,7 +22,7 @@ from ldeval.report.json_report import plain
 from ldeval.report.rounding import UNDEFINED, count, percent
 from ldeval.report.tables import Style, Table, to_terminal, wrap
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Version of the JSON plan; it grows when a key changes its meaning or goes."""
 
 _SOURCES = {
@@ -301,8 +301,10 @@ def model_sentence(plan: SweepPlan) -> str:
 def total_sentence(plan: SweepPlan) -> str:
     """How long the sweep takes, and for how long devices are held."""
     return (
-        f"The sweep takes {duration(plan.sweep_seconds)} and "
-        f"{_three(plan.device_hours)} {_device(plan)}-hours."
+        f"The sweep takes {duration(plan.sweep_seconds)} and holds "
+        f"{devices(plan.devices)} all that time: {_three(plan.device_hours_held)} "
+        f"{_device(plan)}-hours held, {_three(plan.device_hours_busy)} of them busy "
+        "with scoring and loading."
     )
 
 
@@ -395,7 +397,8 @@ def plan_json(plan: SweepPlan) -> str:
         **plain(plan),
         "flops_total": plain(plan.checkpoints * plan.flops.total),
         "sweep_seconds": plain(plan.sweep_seconds),
-        "device_hours": plain(plan.device_hours),
+        "device_hours_held": plain(plan.device_hours_held),
+        "device_hours_busy": plain(plan.device_hours_busy),
         "bottleneck": None if longest is None else longest.name,
     }
     return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
