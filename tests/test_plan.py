@@ -280,7 +280,7 @@ def test_a_plan_is_linear_in_checkpoints(left: int, times: int) -> None:
     one, many_ = flat(planned(left)), flat(planned(left * times))
     for name in ("encoding", "loading", "scoring", "writing", "joining"):
         assert many_[name] == pytest.approx(times * one[name])
-    for name in ("read", "stored", "temporary"):
+    for name in ("read", "stored"):
         assert many_[name] == pytest.approx(times * one[name])
     for name in ("weights", "activations", "held"):
         assert many_[name] == one[name]
@@ -479,6 +479,39 @@ def test_joining_has_a_rate_of_its_own() -> None:
     assert joining.seconds == joining.worker_seconds == pytest.approx(wanted)
     assert RATES.joining.value > RATES.writing.value
     assert "5.3 µs/token" in print_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("left", "finished", "tables"), [(100, 0, 2), (1, 0, 1), (1, 5, 2), (0, 5, 0)]
+)
+def test_shards_of_the_first_step_and_of_the_one_being_joined_stand_beside_tables(
+    left: int, finished: int, tables: int
+) -> None:
+    plan = build_plan(
+        "run",
+        LARGE,
+        WORK,
+        Checkpoints(left, finished, LARGE.parameters * 2),
+        RATES,
+        HERE,
+        measured_probes=96,
+    )
+    each = WORK.asked * RATES.stored.value
+    assert plan.bytes.stored == pytest.approx(left * each)
+    assert plan.bytes.temporary == pytest.approx(tables * each)
+
+
+def test_a_store_at_a_url_takes_two_tables_of_the_temporary_folder() -> None:
+    each = WORK.asked * RATES.stored.value
+    near, far = planned(10), planned(10, remote=True, temporary=each)
+    assert near.bytes.fetched == 0
+    assert far.bytes.fetched == pytest.approx(2 * each)
+    assert planned(10, remote=True, devices=2).bytes.fetched == pytest.approx(each)
+    assert planned(0, remote=True).bytes.fetched == 0
+    assert [item.what for item in far.shortfalls] == ["temporary folder"]
+    assert "does not fit this machine's temporary folder" in bottleneck_sentence(far)
+    assert "in this machine's temporary folder" in print_plan(far)
+    assert "temporary folder" not in print_plan(near)
 
 
 def test_what_one_worker_of_ray_scores_is_joined_too() -> None:

@@ -54,6 +54,10 @@ class Resources:
     """Devices that an engine is given; None: as many as it must have."""
     sharded: bool = False
     """Whether shards are scored, however few engines there are."""
+    remote: bool = False
+    """Whether the store is at a URL."""
+    temporary: float = math.nan
+    """Bytes free in this machine's temporary folder."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def build_plan(
     needed = devices_an_engine(engine, resources)
     engines = max(1, int(resources.devices / needed))
     joined = resources.sharded or engines > 1
-    sizes = _bytes(shape, work, checkpoints, rates, resources, engines)
+    sizes = _bytes(shape, work, checkpoints, rates, resources, joined, engines)
     return SweepPlan(
         run=run,
         model=shape,
@@ -186,6 +190,7 @@ def _bytes(
     checkpoints: Checkpoints,
     rates: PlanRates,
     resources: Resources,
+    joined: bool,
     engines: int,
 ) -> PlanBytes:
     each = work.asked * rates.stored.value
@@ -199,9 +204,17 @@ def _bytes(
         held=some * work.asked * HELD_BYTES,
         comparing=work.asked * REFERENCE_BYTES + number * work.responses * DIGEST_BYTES,
         stored=checkpoints.left * each,
-        # shards' tables stand in the store until the sweep is over
-        temporary=(checkpoints.left if engines > 1 else some) * each,
+        temporary=_shards_kept(checkpoints) * each if joined else some * each,
+        fetched=some * each * (2 if joined else 1) if resources.remote else 0.0,
     )
+
+
+def _shards_kept(checkpoints: Checkpoints) -> int:
+    """Steps that stand as shards beside their own joined table, at most: the first,
+    whose shards the others refer to, and the one that is being joined."""
+    if not checkpoints.left:
+        return 0
+    return 2 if checkpoints.finished else min(2, checkpoints.left)
 
 
 def _shortfalls(sizes: PlanBytes, resources: Resources) -> list[Shortfall]:
@@ -219,4 +232,7 @@ def _shortfalls(sizes: PlanBytes, resources: Resources) -> list[Shortfall]:
     if sizes.stored + sizes.temporary > resources.disk:
         disk = resources.disk
         found.append(Shortfall("disk", sizes.stored + sizes.temporary, disk))
+    if sizes.fetched > resources.temporary:
+        room = resources.temporary
+        found.append(Shortfall("temporary folder", sizes.fetched, room))
     return found

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldeval.checkpoints import check_weights, describe_checkpoint, find_checkpoints
 from ldeval.errors import CheckpointError, IncompleteError, MismatchError, StoreError
+from ldeval.files import is_remote
 from ldeval.plan.build import Checkpoints, Resources, build_plan
 from ldeval.plan.calibration import (
     Calibration,
@@ -360,6 +362,8 @@ def _resources(
         disk=_free_disk(settings.store),
         share=fleet.share,
         sharded=fleet.sharded,
+        remote=is_remote(settings.store),
+        temporary=float(shutil.disk_usage(tempfile.gettempdir()).free),
     )
 
 
@@ -375,7 +379,7 @@ def _device_memory(device: str, main: float) -> float:
 
 def _free_disk(store: Path) -> float:
     """Bytes free where the store is or will be; NaN at a URL."""
-    if "://" in str(store):
+    if is_remote(store):
         return math.nan
     place = Path(store).absolute()
     while not place.exists():

@@ -171,15 +171,21 @@ class PlanBytes:
     stored: float
     """Tables that the sweep adds to the store."""
     temporary: float
-    """What stands beside them and goes: a table that is being written; of several
-    engines, all their shards' tables, until the sweep is over."""
+    """What stands beside them and goes: a table that is being written; where shards are
+    joined, those of the first step, until the sweep is over, and those of the step that
+    is being joined. A step that waits to be joined stands as shards in its own place.
+    """
+    fetched: float
+    """In the temporary folder of the machine that joins, or writes, where the store is
+    at a URL: the shards' tables of one step and the joined one; without shards the
+    table that is being written."""
 
 
 @dataclass(frozen=True)
 class Shortfall:
     """Something that does not fit."""
 
-    what: Literal["device", "main memory", "comparing", "disk"]
+    what: Literal["device", "main memory", "comparing", "disk", "temporary folder"]
     needed: float
     """Bytes."""
     available: float

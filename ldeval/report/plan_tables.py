@@ -55,6 +55,7 @@ _LACKS = {
     "main memory": "the scores of a checkpoint do not fit this machine's main memory",
     "comparing": "comparing afterwards does not fit this machine's main memory",
     "disk": "the tables do not fit the disk of the store",
+    "temporary folder": "a step does not fit this machine's temporary folder",
 }
 
 _DURATIONS = (
@@ -268,8 +269,12 @@ def bytes_table(plan: SweepPlan) -> Table:
             found.stored,
             f"{stored.value:.0f} B a response token, {_source(stored)}",
         ),
-        ("temporary files", found.temporary, _temporary(plan)),
+        ("beside them for a while", found.temporary, _temporary(plan)),
     ]
+    if found.fetched:
+        rows.append(
+            ("in this machine's temporary folder", found.fetched, _fetched(plan))
+        )
     columns = [
         text_column("bytes", [row[0] for row in rows]),
         number_column("size", [size(row[1]) for row in rows]),
@@ -279,8 +284,14 @@ def bytes_table(plan: SweepPlan) -> Table:
 
 
 def _temporary(plan: SweepPlan) -> str:
-    if plan.engines > 1:
-        return "shards' tables, until the sweep is over"
+    if plan.joining_seconds:
+        return "shards of the first step, and of the one being joined"
+    return "a table being written"
+
+
+def _fetched(plan: SweepPlan) -> str:
+    if plan.joining_seconds:
+        return "a step's shards, and the joined table"
     return "a table being written"
 
 
