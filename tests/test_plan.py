@@ -346,6 +346,8 @@ def test_work_is_shared_between_engines_and_loading_is_not() -> None:
         ({"tensor_parallel_size": 2}, RayAsked(32), 64, 2),
         ({"tensor_parallel_size": 2}, RayAsked(32, gpus=4), 128, 4),
         ({}, RayAsked(4, gpus=0.5), 2, 0.5),
+        ({}, RayAsked(4, gpus=0.4), 2, 0.5),
+        ({}, RayAsked(4, gpus=0.6), 4, 1),
         ({}, RayAsked(4, gpus=0), 4, 1),
     ],
 )
@@ -394,6 +396,9 @@ def test_several_engines_may_share_a_device() -> None:
         (RayAsked(gpus=0), 16, None),
         (RayAsked(gpus=0, cpus=5), 3, None),
         (RayAsked(gpus=0, cpus=0), 1, None),
+        (RayAsked(gpus=0, cpus=0.1), 160, None),
+        (RayAsked(gpus=0.5), 8, None),
+        (RayAsked(gpus=0.6), 8, None),
         (RayAsked(gpus=16), 16, "none would start"),
         (RayAsked(cluster="the cluster at auto"), 1, "the cluster at auto has room"),
         (RayAsked(5, cluster="the cluster at auto"), 5, None),
@@ -834,11 +839,12 @@ def test_the_command_plans_ray_workers_as_engines(
     command += ["--store", str(tmp_path / "store"), "--plan"]
     command += ["--plan-parameters", "70B", "--plan-checkpoints", "3"]
     command += ["--plan-flops", "400T", "--plan-memory", "80G"]
-    command += ["--ray-workers", "32", "--ray-gpus", "2"]
-    assert main([*command, "--plan-json", str(target)]) == 0
-    record = json.loads(target.read_text("utf-8"))
-    assert (record["engines"], record["devices_per_engine"]) == (32, 2)
-    assert record["shortfalls"] == []
+    command += ["--plan-json", str(target), "--ray-gpus", "2"]
+    for more in (["--ray-workers", "32"], ["--plan-workers", "64"]):
+        assert main([*command, *more]) == 0
+        record = json.loads(target.read_text("utf-8"))
+        assert (record["engines"], record["devices_per_engine"]) == (32, 2)
+        assert record["shortfalls"] == []
 
 
 def test_the_command_asks_no_cluster_and_says_so(

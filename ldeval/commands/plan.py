@@ -136,11 +136,13 @@ def plan_asked(options: argparse.Namespace) -> bool:
 def _ray_asked(options: argparse.Namespace) -> RayAsked | None:
     """What Ray's options ask for; None where there are none.
 
-    Without ``--ray``, ``--ray-workers`` are those of a cluster that is not named.
+    Without ``--ray``, the others are of a cluster that is not named.
     """
     from ldeval.plan import RayAsked
 
-    if options.ray is None and options.ray_workers is None:
+    if all(
+        given is None for given in (options.ray, options.ray_workers, options.ray_gpus)
+    ):
         return None
     cluster: str | None = "the cluster"
     if options.ray is not None:

@@ -87,7 +87,7 @@ def fleet_of(
     own = spread(model_args)
     if ray is None:
         return Fleet(devices or own or 1, own)
-    share = max(own or 0, ray.gpus or (0 if own else 1))
+    share = max(own or 0, _whole(ray.gpus) or (0 if own else 1))
     notes = []
     if own is not None and ray.gpus is not None and ray.gpus < own:
         notes.append(
@@ -98,6 +98,17 @@ def fleet_of(
         workers, told = _workers(ray, share, machine)
         devices, notes = workers * share, [*notes, *told]
     return Fleet(devices, share, True, _threads(ray), tuple(notes))
+
+
+def _whole(gpus: float | None) -> float:
+    """GPUs that a worker keeps others from: two that ask for 0.6 do not share one."""
+    return 1 / _times(1, gpus) if gpus and gpus < 1 else gpus or 0
+
+
+def _times(there: float, each: float) -> int:
+    """How often a worker's amount goes into what is there, in ten-thousandths as Ray
+    counts: 1 / 0.1 is no whole number in floats."""
+    return round(there * 1e4) // max(1, round(each * 1e4))
 
 
 def _threads(ray: RayAsked) -> int:
@@ -129,11 +140,12 @@ def _workers_here(
 ) -> tuple[int, list[str]]:
     """As many as have room on this machine, as the sweep itself has it."""
     gpus = share if ray.gpus or (ray.gpus is None and machine.gpus) else 0.0
-    rooms = [machine.cores / ray.cpus] if ray.cpus else []
-    rooms += [machine.gpus / gpus] if gpus else []
+    rooms = [_times(machine.cores, ray.cpus)] if ray.cpus else []
+    if gpus:  # a share is one of a whole number
+        rooms.append(int(machine.gpus / gpus + 1e-9))
     if not rooms:
         return ray.workers or 1, []
-    room = int(min(rooms))
+    room = min(rooms)
     here = f"{machine.cores} cores and {machine.gpus} GPUs"
     if room < 1:
         return 1, [
