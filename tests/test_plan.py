@@ -547,6 +547,26 @@ def test_the_rate_of_joining_is_that_of_joining_the_shards(
     assert rates.joining.source == "measured"
 
 
+def test_devices_that_do_not_compute_at_the_same_time_are_told() -> None:
+    told = "scoring with it takes up to 2 times as long"
+    assert told in print_plan(planned(10), width=10_000)
+    assert told not in print_plan(planned(10, device_memory=2.0**40), width=10_000)
+    cached = replace(planned(10), work=replace(WORK, layout="cached"))
+    assert told not in print_plan(cached, width=10_000)
+
+
+@pytest.mark.parametrize(
+    ("shards", "devices", "told"),
+    [(None, None, False), (4, None, False), (5, None, True), (5, 10, False)],
+)
+def test_more_shards_than_workers_are_told(
+    shards: int | None, devices: int | None, told: bool
+) -> None:
+    ray = RayAsked(4, gpus=2, shards=shards, cluster="c")
+    notes = fleet_of({}, ray, devices).notes
+    assert any("--ray-shards" in note for note in notes) == told
+
+
 def test_what_does_not_fit_is_named_with_what_it_needs() -> None:
     plan = planned(10, devices=1, main_memory=2.0**20, disk=2.0**20)
     lacks = [item.what for item in plan.shortfalls]

@@ -150,7 +150,13 @@ def _ray_asked(options: argparse.Namespace) -> RayAsked | None:
         cluster = f"the cluster at {redact_url(address)}"
         if address == "local":
             cluster = None
-    return RayAsked(options.ray_workers, options.ray_cpus, options.ray_gpus, cluster)
+    return RayAsked(
+        workers=options.ray_workers,
+        cpus=options.ray_cpus,
+        gpus=options.ray_gpus,
+        cluster=cluster,
+        shards=options.ray_shards,
+    )
 
 
 def print_sweep_plan(

@@ -32,6 +32,8 @@ class RayAsked:
     cluster: str | None = None
     """The address of a running cluster, or another name of it; None: one of this
     machine alone."""
+    shards: int | None = None
+    """None: one a worker."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ def fleet_of(
     if devices is None:
         workers, told = _workers(ray, share, machine)
         devices, notes = workers * share, [*notes, *told]
+    if ray.shards is not None and ray.shards * share > devices:
+        notes.append(
+            f"Planned with one shard a worker: with {ray.shards} (--ray-shards) every "
+            "checkpoint is loaded once a shard, and steps wait longer to be joined."
+        )
     return Fleet(devices, share, True, _threads(ray), tuple(notes))
 
 

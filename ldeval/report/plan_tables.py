@@ -365,6 +365,13 @@ def assumption_sentences(plan: SweepPlan) -> list[str]:
             "rather overestimated; talk between the devices of an engine, which is "
             "not counted, goes the other way."
         )
+    if plan.devices_per_engine > 1 and plan.work.layout in ("packed", "shared"):
+        found.append(
+            f"The {devices(plan.devices_per_engine)} of an engine are taken to compute "
+            "at the same time, as vLLM's do (--model vllm). Transformers goes through "
+            "layers one device after the other: scoring with it takes up to "
+            f"{plan.devices_per_engine:g} times as long."
+        )
     if plan.rates.scoring.source == "stored":
         found.append(
             "The seconds of a stored step include encoding and loading, which are "
