@@ -547,6 +547,20 @@ def test_the_rate_of_joining_is_that_of_joining_the_shards(
     assert rates.joining.source == "measured"
 
 
+def test_engines_on_one_cpu_share_its_main_memory() -> None:
+    weights = planned(10).bytes
+    engine = weights.weights + weights.activations
+    here = {"device": "cpu", "devices": 4, "device_memory": 4 * engine}
+    room = 3.5 * engine
+    apart = planned(10, **here, main_memory=room)
+    assert (apart.engines, apart.shortfalls) == (4, ())
+    together = planned(10, **here, main_memory=room, together=True)
+    lack = next(item for item in together.shortfalls if item.what == "main memory")
+    assert lack.needed > 4 * engine * 0.9
+    assert fleet_of({}, RayAsked(), None, Machine(16, 8)).here
+    assert not fleet_of({}, RayAsked(2, cluster="c"), None, Machine(16, 8)).here
+
+
 def test_devices_that_do_not_compute_at_the_same_time_are_told() -> None:
     told = "scoring with it takes up to 2 times as long"
     assert told in print_plan(planned(10), width=10_000)

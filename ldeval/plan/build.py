@@ -54,6 +54,8 @@ class Resources:
     """Devices that an engine is given; None: as many as it must have."""
     sharded: bool = False
     """Whether shards are scored, however few engines there are."""
+    together: bool = False
+    """Whether all engines are on one machine."""
     remote: bool = False
     """Whether the store is at a URL."""
     temporary: float = math.nan
@@ -110,7 +112,7 @@ def build_plan(
         rates=rates,
         parts=_parts(flops.total, work, checkpoints, rates, joined, engines, needed),
         bytes=sizes,
-        shortfalls=tuple(_shortfalls(sizes, resources)),
+        shortfalls=tuple(_shortfalls(sizes, resources, engines)),
         notes=tuple(notes),
     )
 
@@ -217,16 +219,19 @@ def _shards_kept(checkpoints: Checkpoints) -> int:
     return 2 if checkpoints.finished else min(2, checkpoints.left)
 
 
-def _shortfalls(sizes: PlanBytes, resources: Resources) -> list[Shortfall]:
+def _shortfalls(
+    sizes: PlanBytes, resources: Resources, engines: int
+) -> list[Shortfall]:
     engine = sizes.weights + sizes.activations
     # on a CPU the weights stand in the same memory as the scores
-    shared = engine if resources.device == "cpu" else 0.0
+    models = engine * (engines if resources.together else 1)
+    held = sizes.held + (models if resources.device == "cpu" else 0.0)
     main = resources.main_memory
     found = []
     if not _fits(engine, resources):
         found.append(Shortfall("device", engine, resources.device_memory))
-    if sizes.held and sizes.held + shared > main:
-        found.append(Shortfall("main memory", sizes.held, main))
+    if sizes.held and held > main:
+        found.append(Shortfall("main memory", held, main))
     if sizes.comparing > main:
         found.append(Shortfall("comparing", sizes.comparing, main))
     if sizes.stored + sizes.temporary > resources.disk:

@@ -57,6 +57,8 @@ class Fleet:
     """Whether Ray's workers score shards, whose tables are joined."""
     threads: int | None = None
     """Of an engine, where it computes on a CPU; None: all that there are."""
+    here: bool = False
+    """Whether all of it is on this machine."""
     notes: tuple[str, ...] = ()
     """What was taken for granted."""
 
@@ -104,7 +106,8 @@ def fleet_of(
             f"Planned with one shard a worker: with {ray.shards} (--ray-shards) every "
             "checkpoint is loaded once a shard, and steps wait longer to be joined."
         )
-    return Fleet(devices, share, True, _threads(ray), tuple(notes))
+    here = ray.cluster is None and machine is not None
+    return Fleet(devices, share, True, _threads(ray), here, tuple(notes))
 
 
 def _whole(gpus: float | None) -> float:

@@ -362,6 +362,7 @@ def _resources(
         disk=_free_disk(settings.store),
         share=fleet.share,
         sharded=fleet.sharded,
+        together=fleet.here,
         remote=is_remote(settings.store),
         temporary=float(shutil.disk_usage(tempfile.gettempdir()).free),
     )

@@ -52,7 +52,8 @@ _ORIGINS = {
 }
 _LACKS = {
     "device": "the weights and activations of an engine do not fit a device",
-    "main memory": "the scores of a checkpoint do not fit this machine's main memory",
+    "main memory": "the scores of a checkpoint, and on a CPU the models, do not fit "
+    "this machine's main memory",
     "comparing": "comparing afterwards does not fit this machine's main memory",
     "disk": "the tables do not fit the disk of the store",
     "temporary folder": "a step does not fit this machine's temporary folder",
