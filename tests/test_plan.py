@@ -419,9 +419,18 @@ def test_this_machine_has_the_room_that_ray_finds() -> None:
     assert this_machine().cores == ray.get_num_cpus()
 
 
-def test_a_worker_with_fewer_devices_than_its_engine_takes_is_told() -> None:
-    fleet = fleet_of({"tensor_parallel_size": 4}, RayAsked(2, gpus=1), None)
-    assert "give --ray-gpus 4" in fleet.notes[0]
+@pytest.mark.parametrize("gpus", [None, 0.5, 1, 2])
+def test_a_worker_with_fewer_devices_than_its_engine_takes_is_told(
+    gpus: float | None,
+) -> None:
+    ray, spread_out = RayAsked(2, gpus=gpus), {"tensor_parallel_size": 4}
+    assert "give --ray-gpus 4" in fleet_of(spread_out, ray, None).notes[0]
+    on_cpus = Machine(16, 0)
+    told = fleet_of(spread_out, ray, None, on_cpus).notes
+    assert not any("give --ray-gpus" in note for note in told)
+    for enough in (0, 4, 8):
+        fleet = fleet_of(spread_out, replace(ray, gpus=enough), None)
+        assert fleet.notes == ()
 
 
 def on_shards(step: float, join: float, left: int, finished: int = 0) -> SweepPlan:

@@ -93,10 +93,12 @@ def fleet_of(
         return Fleet(devices or own or 1, own)
     share = max(own or 0, _whole(ray.gpus) or (0 if own else 1))
     notes = []
-    if own is not None and ray.gpus is not None and ray.gpus < own:
+    given = 1 if ray.gpus is None else ray.gpus
+    on_gpus = bool(given) and (machine is None or machine.gpus > 0)
+    if own is not None and own > given and on_gpus:
         notes.append(
-            f"Each worker is given {ray.gpus:g} GPUs and its engine takes {own}: give "
-            f"--ray-gpus {own}."
+            f"An engine takes {own} devices by its model arguments, and Ray gives its "
+            f"worker {given:g} GPUs: give --ray-gpus {own}."
         )
     if devices is None:
         workers, told = _workers(ray, share, machine)
