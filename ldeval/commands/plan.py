@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from ldeval.commands import store_place
 from ldeval.commands.output import say
 from ldeval.errors import MismatchError
 from ldeval.files import write_whole
+from ldeval.redact import redact_url
 
 if TYPE_CHECKING:  # heavy to import: only for the types
+    from ldeval.plan import RayAsked
     from ldeval.sweep import SweepSettings
 
 _PREFIXES: dict[str, float] = {
@@ -60,7 +63,7 @@ def add_plan_options(command: Any) -> None:
         "--plan-workers",
         type=number,
         metavar="N",
-        help="devices at work (default: --ray-workers, or 1)",
+        help="devices at work (default: those of --ray-workers, or of one engine)",
     )
     group.add_argument(
         "--plan-parameters", type=quantity, metavar="N", help="of a model, e.g. 70B"
@@ -130,6 +133,32 @@ def plan_asked(options: argparse.Namespace) -> bool:
     return bool(options.plan)
 
 
+def _ray_asked(options: argparse.Namespace) -> RayAsked | None:
+    """What Ray's options ask for; None where there are none.
+
+    Without ``--ray``, the others are of a cluster that is not named.
+    """
+    from ldeval.plan import RayAsked
+
+    if all(
+        given is None for given in (options.ray, options.ray_workers, options.ray_gpus)
+    ):
+        return None
+    cluster: str | None = "the cluster"
+    if options.ray is not None:
+        address = options.ray or os.environ.get("RAY_ADDRESS") or "local"
+        cluster = f"the cluster at {redact_url(address)}"
+        if address == "local":
+            cluster = None
+    return RayAsked(
+        workers=options.ray_workers,
+        cpus=options.ray_cpus,
+        gpus=options.ray_gpus,
+        cluster=cluster,
+        shards=options.ray_shards,
+    )
+
+
 def print_sweep_plan(
     runs: Sequence[Path], settings: SweepSettings, options: argparse.Namespace
 ) -> int:
@@ -142,7 +171,8 @@ def print_sweep_plan(
         config=options.plan_config,
         probes=options.plan_probes,
         checkpoints=options.plan_checkpoints,
-        workers=options.plan_workers or options.ray_workers or 1,
+        devices=options.plan_workers,
+        ray=_ray_asked(options),
         flops=options.plan_flops,
         memory=options.plan_memory,
         rates_from=options.plan_from,

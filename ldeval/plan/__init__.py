@@ -7,6 +7,7 @@
     ├── work.py          probes in tokens, asked for and computed
     ├── tables.py        how fast tables are written and compared
     ├── calibration.py   rates, measured on the model at hand
+    ├── fleet.py         devices, and how many of them an engine takes
     ├── rates.py         rates of a stored run, given or stated
     ├── build.py         all of it put together: arithmetic alone
     └── sweep_plan.py    the plan of one sweep, sizes made up where asked
@@ -17,6 +18,7 @@ store.
 
 from __future__ import annotations
 
+from ldeval.plan.fleet import RayAsked
 from ldeval.plan.sweep_plan import Hypothetical, plan_sweep
 
-__all__ = ["Hypothetical", "plan_sweep"]
+__all__ = ["Hypothetical", "RayAsked", "plan_sweep"]

@@ -39,8 +39,8 @@ REFERENCE_BYTES = 80
 class Resources:
     """What there is to work with; NaN where it is not known."""
 
-    workers: int
-    """Devices."""
+    devices: float
+    """All together."""
     device: str
     """``cpu`` or an accelerator's type."""
     device_name: str
@@ -50,6 +50,16 @@ class Resources:
     """Bytes."""
     disk: float
     """Bytes free where the store is."""
+    share: float | None = None
+    """Devices that an engine is given; None: as many as it must have."""
+    sharded: bool = False
+    """Whether shards are scored, however few engines there are."""
+    together: bool = False
+    """Whether all engines are on one machine."""
+    remote: bool = False
+    """Whether the store is at a URL."""
+    temporary: float = math.nan
+    """Bytes free in this machine's temporary folder."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,10 @@ def build_plan(
     """
     flops = flops_of(shape, work)
     engine = shape.parameters * shape.memory_bytes + activations(shape, resources)
-    needed = devices_needed(engine, resources.device_memory)
-    engines = max(1, resources.workers // needed)
-    sizes = _bytes(shape, work, checkpoints, rates, resources, engines)
+    needed = devices_an_engine(engine, resources)
+    engines = max(1, int(resources.devices / needed))
+    joined = resources.sharded or engines > 1
+    sizes = _bytes(shape, work, checkpoints, rates, resources, joined, engines)
     return SweepPlan(
         run=run,
         model=shape,
@@ -99,9 +110,9 @@ def build_plan(
         work=work,
         flops=flops,
         rates=rates,
-        parts=_parts(flops.total, work, checkpoints, rates, engines, needed),
+        parts=_parts(flops.total, work, checkpoints, rates, joined, engines, needed),
         bytes=sizes,
-        shortfalls=tuple(_shortfalls(sizes, resources, needed)),
+        shortfalls=tuple(_shortfalls(sizes, resources, engines)),
         notes=tuple(notes),
     )
 
@@ -126,13 +137,32 @@ def devices_needed(engine: float, memory: float) -> int:
     return max(1, math.ceil(engine / (USABLE * memory)))
 
 
+def devices_an_engine(engine: float, resources: Resources) -> float:
+    """Devices of one copy of the model: those that it is given, and no fewer than it
+    needs."""
+    needed = devices_needed(engine, resources.device_memory)
+    if resources.share is None:
+        return needed
+    if resources.share < 1 and _fits(engine, resources):
+        return resources.share
+    return max(resources.share, needed)
+
+
+def _fits(engine: float, resources: Resources) -> bool:
+    """Whether one copy of the model fits the devices that it is given."""
+    memory, share = resources.device_memory, resources.share
+    given = resources.devices if share is None else min(share, resources.devices)
+    return not memory > 0 or engine <= USABLE * memory * given
+
+
 def _parts(
     flops: float,
     work: ScoringWork,
     checkpoints: Checkpoints,
     rates: PlanRates,
+    joined: bool,
     engines: int,
-    devices: int,
+    devices: float,
 ) -> tuple[PlanPart, ...]:
     left, rows = checkpoints.left, checkpoints.left * work.asked
     encoding = left * work.probes * rates.encoding.value
@@ -141,7 +171,7 @@ def _parts(
     loading = left * checkpoints.bytes_each / rates.loading.value
     scoring = left * flops / rates.scoring.value
     writing = rows * rates.writing.value
-    joining = writing if engines > 1 else 0.0
+    joining = rows * rates.joining.value if joined else 0.0
     pairs = max(0, left + checkpoints.finished - 1)
     comparing = pairs * (
         rates.comparing_start.value + work.asked * rates.comparing.value
@@ -162,6 +192,7 @@ def _bytes(
     checkpoints: Checkpoints,
     rates: PlanRates,
     resources: Resources,
+    joined: bool,
     engines: int,
 ) -> PlanBytes:
     each = work.asked * rates.stored.value
@@ -175,24 +206,38 @@ def _bytes(
         held=some * work.asked * HELD_BYTES,
         comparing=work.asked * REFERENCE_BYTES + number * work.responses * DIGEST_BYTES,
         stored=checkpoints.left * each,
-        # shards' tables stand in the store until the sweep is over
-        temporary=(checkpoints.left if engines > 1 else some) * each,
+        temporary=_shards_kept(checkpoints) * each if joined else some * each,
+        fetched=some * each * (2 if joined else 1) if resources.remote else 0.0,
     )
 
 
-def _shortfalls(sizes: PlanBytes, resources: Resources, needed: int) -> list[Shortfall]:
+def _shards_kept(checkpoints: Checkpoints) -> int:
+    """Steps that stand as shards beside their own joined table, at most: the first,
+    whose shards the others refer to, and the one that is being joined."""
+    if not checkpoints.left:
+        return 0
+    return 2 if checkpoints.finished else min(2, checkpoints.left)
+
+
+def _shortfalls(
+    sizes: PlanBytes, resources: Resources, engines: int
+) -> list[Shortfall]:
     engine = sizes.weights + sizes.activations
     # on a CPU the weights stand in the same memory as the scores
-    shared = engine if resources.device == "cpu" else 0.0
+    models = engine * (engines if resources.together else 1)
+    held = sizes.held + (models if resources.device == "cpu" else 0.0)
     main = resources.main_memory
     found = []
-    if resources.workers < needed:
+    if not _fits(engine, resources):
         found.append(Shortfall("device", engine, resources.device_memory))
-    if sizes.held and sizes.held + shared > main:
-        found.append(Shortfall("main memory", sizes.held, main))
+    if sizes.held and held > main:
+        found.append(Shortfall("main memory", held, main))
     if sizes.comparing > main:
         found.append(Shortfall("comparing", sizes.comparing, main))
     if sizes.stored + sizes.temporary > resources.disk:
         disk = resources.disk
         found.append(Shortfall("disk", sizes.stored + sizes.temporary, disk))
+    if sizes.fetched > resources.temporary:
+        room = resources.temporary
+        found.append(Shortfall("temporary folder", sizes.fetched, room))
     return found

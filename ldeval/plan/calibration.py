@@ -7,15 +7,17 @@ are not timed.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldeval.checkpoints import weight_files, weights_hash
 from ldeval.errors import UnsupportedBackendError
-from ldeval.plan.rates import Counted, layout_of, rates_of
+from ldeval.plan.fleet import spread
+from ldeval.plan.rates import Counted, layout_of, of_a_device, rates_of
 from ldeval.plan.shapes import flops_of
 from ldeval.plan.tables import table_rates
 from ldeval.plan.work import work_of
@@ -127,18 +129,61 @@ def codec_of_folder(folder: str | Path, settings: SweepSettings) -> TextCodec:
 
 
 def measure(
-    settings: SweepSettings, checkpoint: Checkpoint, shape: ModelShape
+    settings: SweepSettings,
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    threads: int | None = None,
 ) -> Calibration:
     """Open a model and score the first probes with it, for some seconds.
 
     Args:
         shape: the model's.
+        threads: that an engine will have on a CPU; None: all that there are.
 
     Raises:
         UnsupportedBackendError: a model that takes text only, whose tokens cannot be
             counted.
         CheckpointError, ScoringError: as a sweep would.
     """
+    if settings.model != "vllm":
+        with computing_with(threads):
+            return _measured(settings, checkpoint, shape)
+    # an engine is a process of its own, that takes all threads
+    found = _measured(settings, checkpoint, shape)
+    if threads is None:
+        return found
+    scoring = of_some_threads(found.rates.scoring, threads)
+    return replace(found, rates=replace(found.rates, scoring=scoring))
+
+
+@contextlib.contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """Compute with so many threads, or as many as there are, if these are fewer."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, threads or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def of_some_threads(scoring: Rate, threads: int) -> Rate:
+    """The FLOP/s of so many threads, where they were measured with all of this
+    machine's."""
+    import torch
+
+    there = torch.get_num_threads()
+    if threads >= there:
+        return scoring
+    where = f"{scoring.where}, scaled from {there} threads to {threads}"
+    return replace(scoring, value=scoring.value * threads / there, where=where)
+
+
+def _measured(
+    settings: SweepSettings, checkpoint: Checkpoint, shape: ModelShape
+) -> Calibration:
     from ldeval.scoring.backends import backend_of
 
     source = model_source(
@@ -169,7 +214,8 @@ def measure(
     finally:
         source.close()
     tables = table_rates(table, "measured", f"{len(table.tokens):,} tokens of it")
-    rates = rates_of(scoring, counted, loading, tables)
+    devices = spread(settings.model_args) or 1
+    rates = rates_of(of_a_device(scoring, devices), counted, loading, tables)
     return Calibration(rates, counted, layout, _device_type(lm), shape)
 
 
@@ -327,11 +373,13 @@ _HF_LAYOUTS: dict[PlanLayout, Any] = {
 }
 
 
-def device_name(kind: str) -> str:
+def device_name(kind: str, threads: int | None = None) -> str:
     """An accelerator by its own name; a CPU with its number of threads."""
     import torch
 
     if kind == "cuda":
         return str(torch.cuda.get_device_name())
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} threads" if kind == "cpu" else kind
+    if kind != "cpu":
+        return kind
+    number = threads or torch.get_num_threads()
+    return f"cpu, {number} thread" + ("s" if number > 1 else "")

@@ -6,11 +6,13 @@ And the pieces that measured ones (:mod:`calibration`) share with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ldeval.errors import StoreError
+from ldeval.plan.fleet import spread
 from ldeval.plan.shapes import flops_of
 from ldeval.plan.tables import TableRates, table_rates
 from ldeval.records import (
@@ -29,6 +31,7 @@ STATED = {
     "loading": 4e8,
     "stored": 275.0,
     "writing": 4e-6,
+    "joining": 5.3e-6,
     "comparing": 8.5e-6,
     "comparing_start": 1.5,
 }
@@ -102,7 +105,12 @@ def read_stored(run: Path) -> StoredRun | None:
 
 
 def stored_rates(
-    stored: StoredRun, shape: ModelShape, work: ScoringWork, counted: Counted, name: str
+    stored: StoredRun,
+    shape: ModelShape,
+    work: ScoringWork,
+    counted: Counted,
+    name: str,
+    arguments: Mapping[str, Any],
 ) -> PlanRates:
     """Rates of a stored run.
 
@@ -110,6 +118,8 @@ def stored_rates(
         shape: of the model that it scored.
         work: of the probes at hand, in its layout: operations for a scored token are
             theirs.
+        arguments: of the sweep that is planned: sweeps do not store what an engine is
+            spread over, since it changes no score.
 
     Raises:
         StoreError: when it holds no timed token.
@@ -121,9 +131,29 @@ def stored_rates(
     per_token = flops_of(shape, work).total / work.asked
     where = f"{len(stored.manifests)} steps of {name}, encoding and loading included"
     scoring = Rate(per_token * tokens / seconds, "stored", where)
+    last = stored.manifests[-1]
+    devices = spread(last.settings.get("model_args", {}))
+    if devices is not None:
+        scoring = of_a_device(scoring, devices)
+    elif last.backend != "hf":
+        scoring = of_a_device(scoring, spread(arguments) or 1, "taken, as now, ")
     tables = table_rates(stored.table, "measured", f"a table of {name}")
     tables = replace(tables, stored=Rate(stored.stored, "stored", name))
     return rates_of(scoring, counted, stated("loading"), tables)
+
+
+def of_a_device(scoring: Rate, devices: int, taken: str = "") -> Rate:
+    """One device's share of the FLOP/s of an engine.
+
+    Args:
+        taken: said before "to be of so many devices", where that is not known.
+    """
+    if devices == 1 and not taken:
+        return scoring
+    number = f"{devices} device" if devices == 1 else f"{devices} devices"
+    said = f"{taken}to be of {number}" if taken else f"of {number}, divided by these"
+    where = f"{scoring.where}, {said}"
+    return replace(scoring, value=scoring.value / devices, where=where)
 
 
 def given_rates(flops: float, counted: Counted, known: PlanRates | None) -> PlanRates:
@@ -131,9 +161,7 @@ def given_rates(flops: float, counted: Counted, known: PlanRates | None) -> Plan
     scoring = Rate(flops, "given")
     if known is not None:
         return replace(known, scoring=scoring)
-    tables = TableRates(
-        *(stated(n) for n in ("stored", "writing", "comparing", "comparing_start"))
-    )
+    tables = TableRates(**{item.name: stated(item.name) for item in fields(TableRates)})
     return rates_of(scoring, counted, stated("loading"), tables)
 
 
@@ -152,6 +180,7 @@ def rates_of(
         loading=loading,
         stored=tables.stored,
         writing=tables.writing,
+        joining=tables.joining,
         comparing=tables.comparing,
         comparing_start=tables.comparing_start,
     )

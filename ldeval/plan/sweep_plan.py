@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldeval.checkpoints import check_weights, describe_checkpoint, find_checkpoints
 from ldeval.errors import CheckpointError, IncompleteError, MismatchError, StoreError
+from ldeval.files import is_remote
 from ldeval.plan.build import Checkpoints, Resources, build_plan
 from ldeval.plan.calibration import (
     Calibration,
@@ -22,9 +24,11 @@ from ldeval.plan.calibration import (
     count_probes,
     device_name,
     measure,
+    of_some_threads,
     origin_hash,
     weight_bytes,
 )
+from ldeval.plan.fleet import Fleet, Machine, RayAsked, fleet_of, this_machine
 from ldeval.plan.rates import StoredRun, given_rates, read_stored, stored_rates
 from ldeval.plan.shapes import (
     shape_of_checkpoint,
@@ -34,6 +38,7 @@ from ldeval.plan.shapes import (
 from ldeval.plan.work import work_of
 from ldeval.records import Checkpoint, Manifest, ModelShape, PlanLayout, SweepPlan
 from ldeval.scoring.models import base_of
+from ldeval.shards import begun_with
 from ldeval.store import read_manifest, run_folder, step_folder
 from ldeval.sweep import SweepSettings
 
@@ -49,8 +54,10 @@ class Hypothetical:
     probes: float | None = None
     checkpoints: int | None = None
     """All that are scored, the model before training among them."""
-    workers: int = 1
-    """Devices, each as the one that was measured."""
+    devices: int | None = None
+    """All together, each as the one that was measured."""
+    ray: RayAsked | None = None
+    """What Ray's options say; None: the sweep runs in this process."""
     flops: float | None = None
     """FLOP/s that one device sustains; then no model is opened."""
     memory: float | None = None
@@ -87,11 +94,13 @@ def plan_sweep(
         raise MismatchError(
             "--plan-parameters and --plan-config both make a model up. Give one."
         )
+    fleet = fleet_of(settings.model_args, asked.ray, asked.devices, _machine(asked))
     jobs = _jobs(runs, settings, asked)
     at_hand = _at_hand(jobs, settings)
     own = _shape(at_hand, settings)
     shape = _planned_shape(own, asked, settings)
-    found = _calibration(settings, asked, at_hand, own)
+    threads = fleet.threads if _device(settings, asked) == "cpu" else None
+    found = _calibration(settings, asked, at_hand, own, threads)
     work = work_of(
         found.counted.encoded,
         found.layout,
@@ -110,10 +119,10 @@ def plan_sweep(
         work,
         _checkpoints(jobs, settings, asked, shape),
         found.rates,
-        _resources(settings, asked, found.device),
+        _resources(settings, asked, found.device, fleet),
         measured_probes=counted,
         calibrated_on=None if given else found.timed,
-        notes=_notes(settings, asked, jobs),
+        notes=[*_notes(settings, asked, jobs), *fleet.notes],
     )
 
 
@@ -263,9 +272,14 @@ def _calibration(
     asked: Hypothetical,
     checkpoint: Checkpoint,
     shape: ModelShape,
+    threads: int | None,
 ) -> Calibration:
     """Rates from a stored run where there is one, else measured now; given FLOP/s
-    before either."""
+    before either.
+
+    Args:
+        threads: of an engine on a CPU; None: all that there are.
+    """
     run = asked.rates_from or run_folder(settings.store, settings.run)
     stored = read_stored(run)
     if stored is None and asked.rates_from is not None:
@@ -274,7 +288,7 @@ def _calibration(
             "'ldeval sweep' scored."
         )
     if stored is None and asked.flops is None:
-        return measure(settings, checkpoint, shape)
+        return measure(settings, checkpoint, shape, threads)
     codec = codec_of_folder(_full_weights(checkpoint, settings), settings)
     counted = count_probes(settings.probes, codec, settings, origin_hash(settings))
     layout, device = _layout(stored, settings), _device(settings, asked)
@@ -282,7 +296,13 @@ def _calibration(
     if stored is not None:
         scored = _scored_shape(stored, shape)
         work = work_of(counted.encoded, layout, device=device)
-        rates = stored_rates(stored, scored, work, counted, run.name)
+        rates = stored_rates(
+            stored, scored, work, counted, run.name, settings.model_args
+        )
+        # Ray's workers, which leave shards while they are at it, had no more threads
+        if threads is not None and begun_with(run) is None:
+            scoring = of_some_threads(rates.scoring, threads)
+            rates = replace(rates, scoring=scoring)
     if asked.flops is not None:
         rates = given_rates(asked.flops, counted, rates)
     assert rates is not None
@@ -313,7 +333,19 @@ def _device(settings: SweepSettings, asked: Hypothetical) -> str:
     return "cuda" if asked.flops is not None else accelerator()
 
 
-def _resources(settings: SweepSettings, asked: Hypothetical, device: str) -> Resources:
+def _machine(asked: Hypothetical) -> Machine | None:
+    """This machine, where a cluster of it alone is planned for."""
+    if asked.ray is None or asked.ray.cluster is not None:
+        return None
+    machine = this_machine()
+    # who gives FLOP/s may plan for other hardware
+    other = asked.flops is not None and (asked.ray.workers or not machine.gpus)
+    return None if other else machine
+
+
+def _resources(
+    settings: SweepSettings, asked: Hypothetical, device: str, fleet: Fleet
+) -> Resources:
     import psutil
 
     main = float(psutil.virtual_memory().available)
@@ -322,12 +354,17 @@ def _resources(settings: SweepSettings, asked: Hypothetical, device: str) -> Res
     if memory is None:
         memory = math.nan if given else _device_memory(device, main)
     return Resources(
-        workers=asked.workers,
+        devices=fleet.devices,
         device=device,
-        device_name="as given" if given else device_name(device),
+        device_name="as given" if given else device_name(device, fleet.threads),
         device_memory=memory,
         main_memory=main,
         disk=_free_disk(settings.store),
+        share=fleet.share,
+        sharded=fleet.sharded,
+        together=fleet.here,
+        remote=is_remote(settings.store),
+        temporary=float(shutil.disk_usage(tempfile.gettempdir()).free),
     )
 
 
@@ -343,7 +380,7 @@ def _device_memory(device: str, main: float) -> float:
 
 def _free_disk(store: Path) -> float:
     """Bytes free where the store is or will be; NaN at a URL."""
-    if "://" in str(store):
+    if is_remote(store):
         return math.nan
     place = Path(store).absolute()
     while not place.exists():

@@ -1,4 +1,4 @@
-"""How fast tables are written and compared, and what they take on the disk.
+"""How fast tables are written, joined and compared, and what they take on the disk.
 
 Measured on a real table of some thousand tokens, which is repeated where a rate needs
 more of them to show: under other names and with other texts, so that the statistics
@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from ldeval.compare import compare_run
+from ldeval.probes import ProbeSet
 from ldeval.records import Rate, RateSource, ScoreTable, TokenScores
-from ldeval.store import write_table
+from ldeval.shards import join_step
+from ldeval.store import open_table, write_table
 
 TOKENS = 20_000
 """Tokens of the smaller of two tables that are compared; the larger has …"""
@@ -31,12 +33,13 @@ class TableRates:
 
     stored: Rate
     writing: Rate
+    joining: Rate
     comparing: Rate
     comparing_start: Rate
 
 
 def table_rates(table: ScoreTable, source: RateSource, where: str) -> TableRates:
-    """Write a table, and compare it with itself a little changed.
+    """Write a table in shards, join them, and compare it with itself a little changed.
 
     Args:
         table: with reference columns, as a sweep stores it.
@@ -49,9 +52,7 @@ def table_rates(table: ScoreTable, source: RateSource, where: str) -> TableRates
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_table(Path(folder) / "step_000000", table)
         size = sum(int(entry["bytes"]) for entry in manifest.files.values())
-        started = time.perf_counter()
-        write_table(Path(folder) / "step_000001", large)
-        writing = (time.perf_counter() - started) / len(large.tokens)
+        writing, joining = _shards(Path(folder), large)
     slope, start = _line(
         [len(small.tokens), len(large.tokens)], [_compared(small), _compared(large)]
     )
@@ -60,7 +61,30 @@ def table_rates(table: ScoreTable, source: RateSource, where: str) -> TableRates
         return Rate(value, source, where)
 
     stored = rate(size / max(1, len(table.tokens)))
-    return TableRates(stored, rate(writing), rate(slope), rate(start))
+    return TableRates(
+        stored=stored,
+        writing=rate(writing),
+        joining=rate(joining),
+        comparing=rate(slope),
+        comparing_start=rate(start),
+    )
+
+
+def _shards(folder: Path, table: ScoreTable) -> tuple[float, float]:
+    """Seconds of writing a token of a table's shards, and of joining one, for which
+    they are checked and read as well."""
+    middle = len(table) // 2
+    places = [folder / "first" / "step_000000", folder / "second" / "step_000000"]
+    started = time.perf_counter()
+    write_table(places[0], table.part(0, middle))
+    write_table(places[1], table.part(middle, len(table)))
+    written = time.perf_counter()
+    shards = [open_table(place) for place in places]
+    run, probes = folder / "joined", ProbeSet(())
+    join_step(run, shards, 0, probes, checkpoint="", floor=None)
+    joined = time.perf_counter()
+    tokens = len(table.tokens)
+    return (written - started) / tokens, (joined - written) / tokens
 
 
 def _line(tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:

@@ -20,6 +20,7 @@ RateSource = Literal["measured", "stored", "given", "assumed"]
 the user; none of these: a figure measured elsewhere (``docs/plan.md``)."""
 
 PartName = Literal["encoding", "loading", "scoring", "writing", "joining", "comparing"]
+_ENGINES: tuple[PartName, ...] = ("encoding", "loading", "scoring", "writing")
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ class PlanRates:
     """Bytes in the store for a scored token."""
     writing: Rate
     """Seconds for a scored token's row."""
+    joining: Rate
+    """Seconds for a row of the shards' tables: checked, read and written again."""
     comparing: Rate
     """Seconds for a scored token, from one checkpoint to the next."""
     comparing_start: Rate
@@ -168,15 +171,21 @@ class PlanBytes:
     stored: float
     """Tables that the sweep adds to the store."""
     temporary: float
-    """What stands beside them and goes: a table that is being written; of several
-    engines, all their shards' tables, until the sweep is over."""
+    """What stands beside them and goes: a table that is being written; where shards are
+    joined, those of the first step, until the sweep is over, and those of the step that
+    is being joined. A step that waits to be joined stands as shards in its own place.
+    """
+    fetched: float
+    """In the temporary folder of the machine that joins, or writes, where the store is
+    at a URL: the shards' tables of one step and the joined one; without shards the
+    table that is being written."""
 
 
 @dataclass(frozen=True)
 class Shortfall:
     """Something that does not fit."""
 
-    what: Literal["device", "main memory", "comparing", "disk"]
+    what: Literal["device", "main memory", "comparing", "disk", "temporary folder"]
     needed: float
     """Bytes."""
     available: float
@@ -197,8 +206,9 @@ class SweepPlan:
     """Checkpoints left to score."""
     finished: int
     """Checkpoints that are in the store already."""
-    devices_per_engine: int
-    """Devices that hold one copy of the model."""
+    devices_per_engine: float
+    """Devices that hold one copy of the model; below 1 where several copies share
+    one."""
     engines: int
     """Copies of the model at work, each on its share of the probes."""
     measured_probes: float
@@ -216,18 +226,62 @@ class SweepPlan:
 
     @property
     def bottleneck(self) -> PlanPart | None:
-        """The part that takes most of the time; None where nothing is left."""
-        longest = max(self.parts, key=lambda part: part.seconds, default=None)
+        """The part that takes most of the time, of those that nothing longer goes on
+        beside; None where nothing is left."""
+        joins = self.joining_seconds > self.engine_seconds
+        hidden: tuple[PartName, ...] = _ENGINES if joins else ("joining",)
+        open_ = [part for part in self.parts if part.name not in hidden]
+        longest = max(open_, key=lambda part: part.seconds, default=None)
         return longest if longest is not None and longest.seconds > 0 else None
 
     @property
-    def sweep_seconds(self) -> float:
-        """The sweep's own time by the clock: its parts one after the other, though
-        several engines score on while tables are joined."""
-        return sum(part.seconds for part in self.parts if not part.after_sweep)
+    def engine_seconds(self) -> float:
+        """By the clock, of what every engine does one after the other."""
+        return sum(part.seconds for part in self.parts if part.name in _ENGINES)
 
     @property
-    def device_hours(self) -> float:
-        """Hours that devices are held: scoring, and loading the weights."""
+    def joining_seconds(self) -> float:
+        """By the clock, of joining all steps, one after the other."""
+        return sum(part.seconds for part in self.parts if part.name == "joining")
+
+    @property
+    def sweep_seconds(self) -> float:
+        """The sweep's own time by the clock.
+
+        A step is joined while the engines score the next ones. What nothing goes on
+        beside: scoring the first step and joining it, since it is the reference of the
+        others (where it is finished, cutting it into shards, which takes as long); then
+        scoring one more step, or joining the last, whichever the rest waits less for.
+        """
+        if not self.joining_seconds:
+            return self.engine_seconds
+        step = self.engine_seconds / self.checkpoints
+        join = self.joining_seconds / self.checkpoints
+        first = join if self.finished else step + join
+        rest = self.checkpoints - (not self.finished)
+        if not rest:
+            return first
+        return first + max(rest * step + join, step + rest * join)
+
+    @property
+    def whole_seconds(self) -> float:
+        """The sweep and what is done after it."""
+        after = sum(part.seconds for part in self.parts if part.after_sweep)
+        return self.sweep_seconds + after
+
+    @property
+    def devices(self) -> float:
+        """Devices at work: those of all engines."""
+        return self.engines * self.devices_per_engine
+
+    @property
+    def device_hours_held(self) -> float:
+        """Hours that devices are held: all of them for as long as the sweep takes,
+        through encoding, writing, joining and waits too."""
+        return self.devices * self.sweep_seconds / 3600
+
+    @property
+    def device_hours_busy(self) -> float:
+        """Hours of these in which a device scores, or loads weights."""
         names = ("scoring", "loading")
         return sum(p.worker_seconds for p in self.parts if p.name in names) / 3600

@@ -22,7 +22,7 @@ from ldeval.report.json_report import plain
 from ldeval.report.rounding import UNDEFINED, count, percent
 from ldeval.report.tables import Style, Table, to_terminal, wrap
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Version of the JSON plan; it grows when a key changes its meaning or goes."""
 
 _SOURCES = {
@@ -52,9 +52,11 @@ _ORIGINS = {
 }
 _LACKS = {
     "device": "the weights and activations of an engine do not fit a device",
-    "main memory": "the scores of a checkpoint do not fit this machine's main memory",
+    "main memory": "the scores of a checkpoint, and on a CPU the models, do not fit "
+    "this machine's main memory",
     "comparing": "comparing afterwards does not fit this machine's main memory",
     "disk": "the tables do not fit the disk of the store",
+    "temporary folder": "a step does not fit this machine's temporary folder",
 }
 
 _DURATIONS = (
@@ -184,7 +186,7 @@ def _counted(plan: SweepPlan) -> str:
 def time_table(plan: SweepPlan) -> Table:
     """Where the time goes, and how each rate is known."""
     parts = [part for part in plan.parts if part.name != "joining" or part.seconds]
-    total = sum(part.seconds for part in parts)
+    total = plan.whole_seconds
     shares = [part.seconds / total if total else math.nan for part in parts]
     columns = [
         text_column("part", [_PARTS[part.name] for part in parts]),
@@ -195,16 +197,32 @@ def time_table(plan: SweepPlan) -> Table:
         text_column("the rate is", [_source(_rate_of(plan, part)) for part in parts]),
     ]
     engines = count(plan.engines, "engine")
-    each = count(plan.devices_per_engine, "device")
+    each = devices(plan.devices_per_engine)
     return assemble(
         "Time",
         columns,
         f"{engines} of {each} ({plan.device}), each on its share of the probes under "
         "every checkpoint: each loads all of them, at the same time as the others and "
-        "no slower. Parts are counted one after the other. Hours at work: of devices "
-        "for loading and scoring, of processes for the rest.",
+        f"no slower.{_beside(plan)} Hours at work: of devices for loading and scoring, "
+        "of processes for the rest.",
         Footnotes(),
     )
+
+
+def _beside(plan: SweepPlan) -> str:
+    if not plan.joining_seconds:
+        return ""
+    return (
+        " A step is joined while the engines score the next ones, so that shares may "
+        "add up to more than 100 %."
+    )
+
+
+def devices(number: float) -> str:
+    """So many devices, or a share of one."""
+    if number == int(number):
+        return count(int(number), "device")
+    return f"{number:g} devices"
 
 
 def _hours(seconds: float) -> str:
@@ -221,7 +239,7 @@ def _rate_of(plan: SweepPlan, part: PlanPart) -> Rate:
         "loading": rates.loading,
         "scoring": rates.scoring,
         "writing": rates.writing,
-        "joining": rates.writing,
+        "joining": rates.joining,
         "comparing": rates.comparing,
     }[part.name]
 
@@ -252,8 +270,12 @@ def bytes_table(plan: SweepPlan) -> Table:
             found.stored,
             f"{stored.value:.0f} B a response token, {_source(stored)}",
         ),
-        ("temporary files", found.temporary, _temporary(plan)),
+        ("beside them for a while", found.temporary, _temporary(plan)),
     ]
+    if found.fetched:
+        rows.append(
+            ("in this machine's temporary folder", found.fetched, _fetched(plan))
+        )
     columns = [
         text_column("bytes", [row[0] for row in rows]),
         number_column("size", [size(row[1]) for row in rows]),
@@ -263,8 +285,14 @@ def bytes_table(plan: SweepPlan) -> Table:
 
 
 def _temporary(plan: SweepPlan) -> str:
-    if plan.engines > 1:
-        return "shards' tables, until the sweep is over"
+    if plan.joining_seconds:
+        return "shards of the first step, and of the one being joined"
+    return "a table being written"
+
+
+def _fetched(plan: SweepPlan) -> str:
+    if plan.joining_seconds:
+        return "a step's shards, and the joined table"
     return "a table being written"
 
 
@@ -285,8 +313,10 @@ def model_sentence(plan: SweepPlan) -> str:
 def total_sentence(plan: SweepPlan) -> str:
     """How long the sweep takes, and for how long devices are held."""
     return (
-        f"The sweep takes {duration(plan.sweep_seconds)} and "
-        f"{_three(plan.device_hours)} {_device(plan)}-hours."
+        f"The sweep takes {duration(plan.sweep_seconds)} and holds "
+        f"{devices(plan.devices)} all that time: {_three(plan.device_hours_held)} "
+        f"{_device(plan)}-hours held, {_three(plan.device_hours_busy)} of them busy "
+        "with scoring and loading."
     )
 
 
@@ -301,11 +331,10 @@ def bottleneck_sentence(plan: SweepPlan) -> str:
     longest = plan.bottleneck
     if not plan.checkpoints or longest is None:
         return "Nothing is left to score."
-    total = sum(part.seconds for part in plan.parts)
     lacks = [_lack(plan, item) for item in plan.shortfalls]
     said = (
         f"The bottleneck is {_PARTS[longest.name]}: "
-        f"{percent(longest.seconds / total)} of the time"
+        f"{percent(longest.seconds / plan.whole_seconds)} of the time"
     )
     if not lacks:
         return f"{said}. Memory and disk suffice."
@@ -320,7 +349,7 @@ def _lack(plan: SweepPlan, item: Shortfall) -> str:
     if item.what != "device":
         return told
     return (
-        f"{told}: at least {plan.devices_per_engine} devices of "
+        f"{told}: at least {devices(plan.devices_per_engine)} of "
         f"{size(item.available)} an engine, which the times above take for granted"
     )
 
@@ -336,6 +365,13 @@ def assumption_sentences(plan: SweepPlan) -> list[str]:
             "products of matrices run nearer to a device's peak, so that time is "
             "rather overestimated; talk between the devices of an engine, which is "
             "not counted, goes the other way."
+        )
+    if plan.devices_per_engine > 1 and plan.work.layout in ("packed", "shared"):
+        found.append(
+            f"The {devices(plan.devices_per_engine)} of an engine are taken to compute "
+            "at the same time, as vLLM's do (--model vllm). Transformers goes through "
+            "layers one device after the other: scoring with it takes up to "
+            f"{plan.devices_per_engine:g} times as long."
         )
     if plan.rates.scoring.source == "stored":
         found.append(
@@ -380,7 +416,8 @@ def plan_json(plan: SweepPlan) -> str:
         **plain(plan),
         "flops_total": plain(plan.checkpoints * plan.flops.total),
         "sweep_seconds": plain(plan.sweep_seconds),
-        "device_hours": plain(plan.device_hours),
+        "device_hours_held": plain(plan.device_hours_held),
+        "device_hours_busy": plain(plan.device_hours_busy),
         "bottleneck": None if longest is None else longest.name,
     }
     return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
