@@ -22,7 +22,7 @@ from ldeval.errors import (
     ScoringError,
     UnsupportedBackendError,
 )
-from ldeval.files import copy_whole
+from ldeval.files import copy_whole, passing_downloads
 from ldeval.records import (
     Checkpoint,
     GreedyDecodes,
@@ -147,7 +147,8 @@ class Sweep:
         A setting that no checkpoint can be scored with ends the sweep instead.
         """
         try:
-            self._take(checkpoint)
+            with passing_downloads():
+                self._take(checkpoint)
         except UnsupportedBackendError:
             raise
         except (CheckpointError, ScoringError) as error:
