@@ -184,7 +184,7 @@ def once_a_shard_has_its_second_step(
     def wait() -> None:
         shards = store / "run" / FOLDER
         while not ended.wait(0.01):
-            if any(shards.glob("*/step_000010/manifest.json")):
+            if any(shards.glob("*/step_0000[123]0/manifest.json")):
                 act()
                 return
 
@@ -219,7 +219,7 @@ def test_a_driver_that_is_killed_goes_on_at_the_same_cluster(
     address = ray.get_runtime_context().gcs_address
     shards = tmp_path / "run" / FOLDER
     with subprocess.Popen([*command, "--ray", address]) as driver:
-        while not any(shards.glob("*/step_000010/manifest.json")):
+        while not any(shards.glob("*/step_0000[123]0/manifest.json")):
             assert driver.poll() is None, "ended before it could be killed"
             time.sleep(0.01)
         driver.kill()

@@ -19,8 +19,8 @@ from ldeval.ray_cluster import Cluster
 from ldeval.ray_pool import Pool, Task
 from ldeval.ray_sweep import ShardedSweep
 from ldeval.ray_worker import Outcome, ShardWorker
-from ldeval.shards import Shard
-from ldeval.store import run_folder
+from ldeval.shards import FOLDER, Shard
+from ldeval.store import list_steps, run_folder
 from ldeval.sweep import SweepResult, SweepSettings, jobs
 from tests.sweeping import ARGS, sweep_settings
 from tests.tiny import save_run
@@ -30,8 +30,8 @@ class PoolOfOne:
     """As :class:`Pool`, with a worker in this process, that does each task at once."""
 
     def __init__(self) -> None:
-        self._worker = ShardWorker()
-        self._worker.ready("no such folder", "hf", ARGS, None, [])
+        self.worker = ShardWorker()
+        self.worker.ready("no such folder", "hf", ARGS, None, [])
         self.outcome: dict[tuple[int, int], Outcome] = {}
 
     def begin(self, settings: Mapping[int, SweepSettings], run: str) -> None:
@@ -39,18 +39,21 @@ class PoolOfOne:
 
     def submit(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
-            self.outcome[task.shard, task.checkpoint.step] = self._worker.take(
-                self._settings[task.shard], self._run, task.checkpoint, task.first
-            )
+            self.outcome[task.shard, task.checkpoint.step] = self.done(task)
+
+    def done(self, task: Task) -> Outcome:
+        return self.worker.take(
+            self._settings[task.shard], self._run, task.checkpoint, task.first
+        )
 
     def outcomes(self, step: int, shards: Sequence[Shard]) -> list[Outcome]:
         return [self.outcome[shard.number, step] for shard in shards]
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        return getattr(self._worker, name)(*arguments)
+        return getattr(self.worker, name)(*arguments)
 
     def forget(self) -> None:
-        self._worker.forget()
+        self.worker.forget()
 
     def knows(self, step: int) -> bool:
         return any(known == step for _, known in self.outcome)
@@ -76,7 +79,7 @@ def swept(trained: Path, settings: SweepSettings, pool: PoolOfOne) -> SweepResul
 def asked_of(trained: Path, store: Path, **changes: Any) -> SweepSettings:
     """Two probes and two checkpoints, which is quick."""
     probes = read_probes(bundled_probes()).limited(1, 1)
-    return sweep_settings(trained, store, probes=probes, base=None, **changes)
+    return sweep_settings(trained, store, **{"probes": probes, "base": None, **changes})
 
 
 def test_of_a_store_at_a_url_no_copies_pile_up(trained: Path) -> None:
@@ -86,3 +89,32 @@ def test_of_a_store_at_a_url_no_copies_pile_up(trained: Path) -> None:
     result = swept(trained, asked_of(trained, store), PoolOfOne())
     assert result.scored == (10, 20)
     assert set(reading._downloads().iterdir()) == before
+
+
+class BrokenForOne(PoolOfOne):
+    """The last shard cannot score step 20."""
+
+    def done(self, task: Task) -> Outcome:
+        if (task.shard, task.checkpoint.step) == (1, 20):
+            return Outcome("was not seen whole", 0, "here")
+        return super().done(task)
+
+
+def test_a_step_that_one_shard_cannot_score_stays_in_the_others(
+    trained: Path, tmp_path: Path
+) -> None:
+    """And of steps that are joined, the shards keep the reference alone."""
+    asked = asked_of(trained, tmp_path, base=str(trained / "base"))
+    first = swept(trained, asked, BrokenForOne())
+    assert (first.scored, [b.step for b in first.broken]) == ((0, 10), [20])
+    folder = tmp_path / "run" / FOLDER
+    held = {s.name: [i.step for i in list_steps(s)] for s in folder.iterdir()}
+    assert held == {"shard_0000_of_0002": [0, 20], "shard_0001_of_0002": [0]}
+    again = PoolOfOne()
+    second = swept(trained, asked, again)
+    assert (second.scored, second.kept, second.broken) == ((20,), (0, 10), ())
+    scored = {
+        shard: work.result().scored for (_, shard), work in again.worker._sweeps.items()
+    }
+    assert scored == {"shard_0000_of_0002": (), "shard_0001_of_0002": (20,)}
+    assert not folder.exists()
