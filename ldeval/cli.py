@@ -27,7 +27,6 @@ from ldeval.commands.output import (
     flush_output,
     print_traceback,
     say,
-    start_logging,
 )
 from ldeval.commands.plan import add_plan_options, plan_asked, print_sweep_plan
 from ldeval.commands.probes import add_probes_commands, check
@@ -35,6 +34,7 @@ from ldeval.commands.results import add_results_commands
 from ldeval.commands.theory import add_theory_commands
 from ldeval.commands.training import add_training_commands
 from ldeval.errors import LdevalError, MismatchError
+from ldeval.logs import start_logging
 from ldeval.records import OBJECTIVES
 
 
