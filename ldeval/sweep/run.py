@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ from ldeval.scoring.tables import (
 )
 from ldeval.store import (
     TRAINED,
+    open_table,
     read_manifest,
-    read_table,
     step_folder,
+    write_parts,
     write_table,
 )
 from ldeval.sweep.settings import SIZING_ARGUMENTS, SweepResult, SweepSettings
@@ -199,7 +201,8 @@ class Sweep:
         )
         if table is None:
             return False
-        write_table(folder, as_reference(table))
+        manifest = replace(table.manifest, reference_step=checkpoint.step)
+        write_parts(folder, manifest, map(as_reference, table.chunks()))
         return True
 
     def _compute(self, folder: Path, checkpoint: Checkpoint, digest: str) -> None:
@@ -343,8 +346,10 @@ class Sweep:
 
     def _refer_to(self, folder: Path) -> None:
         """Follow the mass of later checkpoints in the top tokens of this one."""
-        table = read_table(folder)
-        self._reference = reference_ids(table)
+        table = open_table(folder)
+        self._reference = {}
+        for part in table.chunks():
+            self._reference.update(reference_ids(part))
         self._reference_step = table.manifest.step
         self._alike.remember(table.manifest)
 
