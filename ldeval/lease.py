@@ -108,7 +108,9 @@ class _Lease:
     lost: bool = False
 
     def check(self) -> None:
-        """Raise where the lease is lost."""
+        """Raise where the lease is lost, by what stands in the store now: a machine
+        that slept wakes before its next sign of life is due."""
+        self.lost = self.lost or _token(self.path) not in (self.token, None)
         if self.lost:
             raise _taken(self.path.parent, _holder(self.path))
 

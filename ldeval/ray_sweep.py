@@ -9,7 +9,7 @@ the rest at its own pace, and a step is joined when every shard has it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,9 @@ def sweep_on_ray(
             todo = jobs(run, stage.base)
             with (
                 writing(target) as still_held,
-                ShardedSweep(stage, run, pool, found, todo) as work,
+                ShardedSweep(stage, run, pool, found, todo, still_held) as work,
             ):
-                results[stage.run] = work.take_all(todo, still_held)
+                results[stage.run] = work.take_all(todo)
     return results
 
 
@@ -121,8 +121,9 @@ class ShardedSweep(Sweep):
         pool: Pool,
         cluster: Cluster,
         todo: Sequence[Checkpoint],
+        still_held: Callable[[], None],
     ) -> None:
-        super().__init__(settings, run, _NoModels())
+        super().__init__(settings, run, _NoModels(), still_held)
         self._pool, self._todo = pool, todo
         self._target = run_folder(settings.store, settings.run)
         count = begun_with(self._target) or cluster.shards or cluster.workers or 1
@@ -148,6 +149,7 @@ class ShardedSweep(Sweep):
     def __exit__(self, *details: Any) -> None:
         super().__exit__(*details)
         if details[0] is None and not self._has_parts_of_broken_steps():
+            self._still_held()
             remove_tree(self._target / FOLDER)
 
     def _has_parts_of_broken_steps(self) -> bool:
@@ -182,13 +184,15 @@ class ShardedSweep(Sweep):
         tables = [open_table(self._part(shard, step)) for shard in self._shards]
         mine = replace(tables[0].manifest, checkpoint=checkpoint.path)
         self._alike.check_alike(mine)
+        floor = self._measured(checkpoint, tables)
+        self._still_held()
         join_step(
             self._target,
             tables,
             step,
             self._settings.probes,
             checkpoint=checkpoint.path,
-            floor=self._measured(checkpoint, tables),
+            floor=floor,
         )
 
     def _free(self, step: int) -> None:
@@ -196,6 +200,7 @@ class ShardedSweep(Sweep):
         begins a shard reads."""
         if step == self._reference_step:
             return
+        self._still_held()
         for shard in self._shards:
             folder = self._part(shard, step)
             remove(folder / MANIFEST)  # what is half deleted must not count as there
@@ -280,6 +285,7 @@ class ShardedSweep(Sweep):
         if not self._settings.greedy or kept_decodes(self._target, step, asked):
             return
         check_all(self._pool.outcomes(step, self._shards), checkpoint)
+        self._still_held()
         join_decodes(self._target, self._shards, step, self._settings.probes)
         self._free(step)
 

@@ -164,6 +164,17 @@ def test_a_writer_that_was_away_for_long_learns_that_it_lost_the_run(
     assert json.loads((run / lease.LEASE).read_text())["token"] == "t"
 
 
+def test_a_writer_that_wakes_up_late_learns_that_before_its_next_sign_of_life(
+    bucket: str,
+) -> None:
+    run = place(bucket) / "r"
+    with writing(run) as still_held:
+        other = {"process": 7, "host": "elsewhere", "token": "t", "count": 0}
+        write_whole(run / lease.LEASE, json.dumps(other))
+        with pytest.raises(StoreError, match="by process 7 on elsewhere"):
+            still_held()
+
+
 def test_of_two_that_take_a_lease_at_once_one_has_it(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

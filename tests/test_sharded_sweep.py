@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from ldeval.bundled import bundled_probes
+from ldeval.errors import StoreError
 from ldeval.files import place, reading
 from ldeval.lease import writing
 from ldeval.probes import read_probes
@@ -71,9 +72,11 @@ def swept(trained: Path, settings: SweepSettings, pool: PoolOfOne) -> SweepResul
     todo = jobs(run, settings.base)
     with (
         writing(run_folder(settings.store, settings.run)) as still_held,
-        ShardedSweep(settings, run, cast(Pool, pool), Cluster(shards=2), todo) as work,
+        ShardedSweep(
+            settings, run, cast(Pool, pool), Cluster(shards=2), todo, still_held
+        ) as work,
     ):
-        return work.take_all(todo, still_held)
+        return work.take_all(todo)
 
 
 def asked_of(trained: Path, store: Path, **changes: Any) -> SweepSettings:
@@ -118,3 +121,23 @@ def test_a_step_that_one_shard_cannot_score_stays_in_the_others(
     }
     assert scored == {"shard_0000_of_0002": (), "shard_0001_of_0002": (20,)}
     assert not folder.exists()
+
+
+def test_what_shards_scored_is_not_joined_into_a_run_that_was_lost_meanwhile(
+    trained: Path, tmp_path: Path
+) -> None:
+    pool = PoolOfOne()
+
+    def still_held() -> None:
+        if pool.outcome:
+            raise StoreError("is another's")
+
+    asked = asked_of(trained, tmp_path)
+    todo = jobs(trained / "run", None)
+    work = ShardedSweep(
+        asked, trained / "run", cast(Pool, pool), Cluster(shards=2), todo, still_held
+    )
+    with pytest.raises(StoreError, match="is another's"), work:
+        work.take_all(todo)
+    assert list_steps(tmp_path / "run") == []
+    assert len(list((tmp_path / "run" / FOLDER).iterdir())) == 2

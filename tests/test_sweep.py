@@ -25,6 +25,7 @@ from ldeval.cli import main
 from ldeval.errors import (
     CheckpointError,
     MismatchError,
+    StoreError,
     UnsupportedBackendError,
 )
 from ldeval.probes import read_probes
@@ -34,6 +35,7 @@ from ldeval.scoring.models import RestartedModels
 from ldeval.scoring.tables import as_reference
 from ldeval.store import list_runs, load_run, read_table, step_folder, write_table
 from ldeval.sweep import Sweep, sweep, sweep_stages
+from ldeval.sweep import run as run_module
 from ldeval.watch import watch
 from tests.sweeping import ARGS, sweep_settings
 from tests.test_store import table as small_table
@@ -253,6 +255,35 @@ def test_a_second_stage_starts_from_the_first_ones_last_checkpoint(
     assert "the same weights were scored as run step 30" in base.manifest.notes
     np.testing.assert_array_equal(base.tokens.ref_ids, last.tokens.top_ids)
     np.testing.assert_array_equal(after.tokens.ref_ids, last.tokens.top_ids)
+
+
+@pytest.mark.parametrize("greedy", [0, 2])
+def test_a_sweep_that_lost_its_run_while_it_scored_writes_no_more(
+    trained: Path, tmp_path: Path, greedy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the table; nor the decodes, where it lost the run after that."""
+    lost = []
+    slept = "greedy_decodes" if greedy else "build_table"
+    real = getattr(run_module, slept)
+
+    def then_lose(*arguments: Any, **options: Any) -> Any:
+        lost.append(1)
+        return real(*arguments, **options)
+
+    def still_held() -> None:
+        if lost:
+            raise StoreError("is another's")
+
+    monkeypatch.setattr(run_module, slept, then_lose)
+    settings = sweep_settings(trained, tmp_path, greedy=greedy)
+    work = Sweep(
+        settings, trained / "run", RestartedModels("hf", ARGS, base=None), still_held
+    )
+    with pytest.raises(StoreError, match="is another's"):
+        work.take(Checkpoint(str(trained / "base"), 0))
+    assert len(lost) == 1
+    assert not (tmp_path / "run" / "greedy").exists()
+    assert (step_folder(tmp_path, "run", 0) / "manifest.json").exists() == bool(greedy)
 
 
 def test_another_runs_scores_are_taken_over_part_by_part(
