@@ -324,6 +324,8 @@ def test_a_store_that_workers_do_not_share_is_named(trained: Path) -> None:
         ("--ray-shards", "0"),
         ("--ray-cpus", "nan"),
         ("--ray-gpus", "-1"),
+        ("--ray-gpus", "1.5"),
+        ("--ray-cpus", "0.00001"),
         ("--ray-retries", "-1"),
     ],
 )
