@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
 from ldeval.commands import store_place
-from ldeval.commands.distributed import add_ray_options, sweep_with_ray
+from ldeval.commands.distributed import add_ray_options, ray_asked, sweep_with_ray
 from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.output import (
     CleanParser,
@@ -27,7 +27,6 @@ from ldeval.commands.output import (
     flush_output,
     print_traceback,
     say,
-    start_logging,
 )
 from ldeval.commands.plan import add_plan_options, plan_asked, print_sweep_plan
 from ldeval.commands.probes import add_probes_commands, check
@@ -35,6 +34,7 @@ from ldeval.commands.results import add_results_commands
 from ldeval.commands.theory import add_theory_commands
 from ldeval.commands.training import add_training_commands
 from ldeval.errors import LdevalError, MismatchError
+from ldeval.logs import start_logging
 from ldeval.records import OBJECTIVES
 
 
@@ -199,9 +199,15 @@ def _sweep(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         objectives=tuple(options.objective),
     )
+    on_ray = ray_asked(options)
+    if options.idle is not None and not options.watch:
+        raise MismatchError(
+            "--idle says when --watch ends, and there is none. Add --watch, or leave "
+            "--idle out."
+        )
     if plan_asked(options):
         return print_sweep_plan([options.run_dir, *options.then], settings, options)
-    if options.watch and options.ray is not None:
+    if options.watch and on_ray:
         raise MismatchError(
             "--watch scores checkpoints as they come, and --ray a run that is there. "
             "Leave one out."
@@ -213,7 +219,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.watch:
         idle = None if options.idle is None else 60 * options.idle
         results = {settings.run: watch(options.run_dir, settings, idle=idle)}
-    elif options.ray is not None:
+    elif on_ray:
         results = sweep_with_ray([options.run_dir, *options.then], settings, options)
     else:
         results = sweep_stages([options.run_dir, *options.then], settings)

@@ -35,6 +35,9 @@ BEAT = 10.0
 """Seconds between two signs of life at a URL."""
 PATIENCE = 60.0
 """Seconds without one after which a lease at a URL is taken over."""
+SETTLE = 1.0
+"""Seconds after which a lease that was written at a URL is read again: whoever wrote
+one at the same time has done so by then."""
 
 
 @contextlib.contextmanager
@@ -105,7 +108,9 @@ class _Lease:
     lost: bool = False
 
     def check(self) -> None:
-        """Raise where the lease is lost."""
+        """Raise where the lease is lost, by what stands in the store now: a machine
+        that slept wakes before its next sign of life is due."""
+        self.lost = self.lost or _token(self.path) not in (self.token, None)
         if self.lost:
             raise _taken(self.path.parent, _holder(self.path))
 
@@ -137,26 +142,31 @@ def _take(mine: _Lease, patience: float) -> None:
         StoreError: it is held, or another process took it at the same time.
     """
     with named(mine.path):
-        if _create(mine):
-            return
+        # read first: a store that cannot create only where there is none overwrites
         found = _content(mine.path)
-        log.info(
-            "%s: held by %s; watching for %g s whether it is alive",
-            mine.path.parent,
-            _holder(mine.path),
-            patience,
-        )
-        if _changes(lambda: _content(mine.path), found, patience):
-            raise _taken(mine.path.parent, _holder(mine.path))
-        log.warning(
-            "%s: its writer gave no sign of life for %g s and is taken for dead",
-            mine.path.parent,
-            patience,
-        )
-        write_whole(mine.path, mine.content)
-        time.sleep(min(patience, 1.0))  # whoever took it too has written by now
+        if found is not None or not _create(mine):
+            _take_over(mine, found or _content(mine.path), patience)
+        time.sleep(min(patience, SETTLE))
         if _token(mine.path) != mine.token:
             raise _taken(mine.path.parent, _holder(mine.path))
+
+
+def _take_over(mine: _Lease, found: str | None, patience: float) -> None:
+    """Write the lease in the place of one that stands still."""
+    log.info(
+        "%s: held by %s; watching for %g s whether it is alive",
+        mine.path.parent,
+        _holder(mine.path),
+        patience,
+    )
+    if _changes(lambda: _content(mine.path), found, patience):
+        raise _taken(mine.path.parent, _holder(mine.path))
+    log.warning(
+        "%s: its writer gave no sign of life for %g s and is taken for dead",
+        mine.path.parent,
+        patience,
+    )
+    write_whole(mine.path, mine.content)
 
 
 def _create(mine: _Lease) -> bool:

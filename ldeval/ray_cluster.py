@@ -10,9 +10,9 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 from urllib.parse import urlsplit
 
 from ldeval.errors import ClusterError, MissingExtraError
@@ -20,6 +20,8 @@ from ldeval.redact import redact_url
 
 KNOCK = 5.0
 """Seconds to wait for an answer from an address."""
+FREED = 1.0
+"""Seconds after which what workers held that have just ended is counted as free."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Cluster:
     address: str | None = None
     """Of a running cluster; None for RAY_ADDRESS, else this machine alone."""
     workers: int | None = None
-    """None for as many as the cluster has room for."""
+    """None for as many as the cluster has room for now."""
     shards: int | None = None
     """None for one a worker."""
     cpus: float = 1.0
@@ -87,7 +89,11 @@ def connected(cluster: Cluster) -> Iterator[Cluster]:
 
 
 def _with_room(cluster: Cluster) -> Cluster:
-    """As many workers as fit; no worker is spread over machines."""
+    """As many workers as fit; no worker is spread over machines.
+
+    More than there is room for now may be asked for: they wait until there is. More
+    than there could ever be room for are not started.
+    """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -97,7 +103,8 @@ def _with_room(cluster: Cluster) -> Cluster:
     asked = replace(cluster, gpus=gpus)
     if not asked.cpus and not gpus:
         return replace(asked, workers=cluster.workers or 1)
-    most = sum(_fit(node, {"CPU": asked.cpus, "GPU": gpus}) for node in nodes)
+    needs = {"CPU": asked.cpus, "GPU": gpus}
+    most = sum(fit(node, needs) for node in nodes)
     if most < 1:
         held = " and ".join(
             f"{max((node.get(kind, 0) for node in nodes), default=0):g} {kind}s"
@@ -107,12 +114,50 @@ def _with_room(cluster: Cluster) -> Cluster:
             f"a worker needs {asked.needs}, and no machine of the cluster has more "
             f"than {held}. Ask for less with --ray-cpus and --ray-gpus."
         )
-    return replace(asked, workers=min(cluster.workers or most, most))
+    if cluster.workers is not None:
+        return replace(asked, workers=min(cluster.workers, most))
+    return replace(asked, workers=max(1, min(_free(needs, most), most)))
 
 
-def _fit(node: Mapping[str, Any], needs: Mapping[str, float]) -> int:
-    """How many workers a machine has room for."""
-    return int(min(node.get(kind, 0) / need for kind, need in needs.items() if need))
+def _free(needs: Mapping[str, float], most: int) -> int:
+    """For how many workers there is room now, beside what else runs on the cluster."""
+    from ray._private.state import available_resources_per_node
+
+    def count() -> int:
+        return sum(fit(node, needs) for node in available_resources_per_node().values())
+
+    found = count()
+    if found < most:
+        time.sleep(FREED)
+        found = max(found, count())
+    return found
+
+
+def fit(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How many workers a machine with so many CPUs and GPUs has room for.
+
+    Part of a GPU is part of one: two workers of 0.6 do not share one, nor does a third
+    get what is left of two.
+    """
+    # in ten-thousandths, as Ray counts: 1 / 0.1 is no whole number of times in floats
+    rooms = []
+    for kind, need in needs.items():
+        if not need:
+            continue
+        wanted, there = _parts(need), _parts(node.get(kind, 0))
+        if kind == "GPU" and wanted < _WHOLE:
+            whole, rest = divmod(there, _WHOLE)
+            rooms.append(whole * (_WHOLE // wanted) + rest // wanted)
+        else:
+            rooms.append(there // wanted)
+    return min(rooms)
+
+
+_WHOLE = 10_000
+
+
+def _parts(amount: float) -> int:
+    return round(amount * _WHOLE)
 
 
 def _knock(address: str, name: str) -> None:

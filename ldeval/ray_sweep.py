@@ -9,14 +9,14 @@ the rest at its own pace, and a step is joined when every shard has it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ldeval.decodes import decodes_place, kept_decodes
 from ldeval.errors import CheckpointError, ClusterError, ScoringError, StoreError
-from ldeval.files import remove_tree
+from ldeval.files import remove, remove_tree
 from ldeval.lease import writing
 from ldeval.ray_cluster import Cluster, connected
 from ldeval.ray_pool import Pool, Task
@@ -71,9 +71,9 @@ def sweep_on_ray(
             todo = jobs(run, stage.base)
             with (
                 writing(target) as still_held,
-                ShardedSweep(stage, run, pool, found, todo) as work,
+                ShardedSweep(stage, run, pool, found, todo, still_held) as work,
             ):
-                results[stage.run] = work.take_all(todo, still_held)
+                results[stage.run] = work.take_all(todo)
     return results
 
 
@@ -121,8 +121,9 @@ class ShardedSweep(Sweep):
         pool: Pool,
         cluster: Cluster,
         todo: Sequence[Checkpoint],
+        still_held: Callable[[], None],
     ) -> None:
-        super().__init__(settings, run, _NoModels())
+        super().__init__(settings, run, _NoModels(), still_held)
         self._pool, self._todo = pool, todo
         self._target = run_folder(settings.store, settings.run)
         count = begun_with(self._target) or cluster.shards or cluster.workers or 1
@@ -147,13 +148,24 @@ class ShardedSweep(Sweep):
 
     def __exit__(self, *details: Any) -> None:
         super().__exit__(*details)
-        if details[0] is None:
+        if details[0] is None and not self._has_parts_of_broken_steps():
+            self._still_held()
             remove_tree(self._target / FOLDER)
+
+    def _has_parts_of_broken_steps(self) -> bool:
+        """Whether a shard has a step that another could not score: the next sweep need
+        not score it again."""
+        return any(
+            (self._part(shard, broken.step) / MANIFEST).is_file()
+            for broken in self.result().broken
+            for shard in self._shards
+        )
 
     def _compute(self, folder: Path, checkpoint: Checkpoint, digest: str) -> None:
         """Wait until all shards have the checkpoint, and join them."""
         if self._first is not None:
             self._join(checkpoint)
+            self._free(checkpoint.step)
             return
         self._pool.submit([self._task(s, checkpoint, checkpoint) for s in self._shards])
         try:
@@ -161,8 +173,7 @@ class ShardedSweep(Sweep):
         except (CheckpointError, ScoringError):
             # no shard may keep a reference that the others do not have
             self._pool.forget()
-            for shard in self._shards:
-                remove_tree(self._part(shard, checkpoint.step))
+            self._free(checkpoint.step)
             raise
 
     def _join(self, checkpoint: Checkpoint) -> None:
@@ -173,14 +184,27 @@ class ShardedSweep(Sweep):
         tables = [open_table(self._part(shard, step)) for shard in self._shards]
         mine = replace(tables[0].manifest, checkpoint=checkpoint.path)
         self._alike.check_alike(mine)
+        floor = self._measured(checkpoint, tables)
+        self._still_held()
         join_step(
             self._target,
             tables,
             step,
             self._settings.probes,
             checkpoint=checkpoint.path,
-            floor=self._measured(checkpoint, tables),
+            floor=floor,
         )
+
+    def _free(self, step: int) -> None:
+        """Delete what shards have of a step; not of the reference, which a worker that
+        begins a shard reads."""
+        if step == self._reference_step:
+            return
+        self._still_held()
+        for shard in self._shards:
+            folder = self._part(shard, step)
+            remove(folder / MANIFEST)  # what is half deleted must not count as there
+            remove_tree(folder)
 
     def _part(self, shard: Shard, step: int) -> Path:
         """Where a shard has a step."""
@@ -227,6 +251,8 @@ class ShardedSweep(Sweep):
         first = next(item for item in self._todo if item.step == manifest.step)
         self._first = first
         rest = [item for item in self._todo if self._is_left(item)]
+        if not rest:
+            return
         for item in (first, *rest):
             if (self._step(item) / MANIFEST).is_file():
                 seed_step(self._target, self._shards, item.step)
@@ -259,7 +285,9 @@ class ShardedSweep(Sweep):
         if not self._settings.greedy or kept_decodes(self._target, step, asked):
             return
         check_all(self._pool.outcomes(step, self._shards), checkpoint)
+        self._still_held()
         join_decodes(self._target, self._shards, step, self._settings.probes)
+        self._free(step)
 
     @staticmethod
     def _task(shard: Shard, checkpoint: Checkpoint, first: Checkpoint) -> Task:

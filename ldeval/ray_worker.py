@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.errors import CheckpointError, ClusterError
+from ldeval.logs import start_logging
 from ldeval.ray_cluster import Cluster
 from ldeval.records import Checkpoint, NoiseFloor, Probe
 from ldeval.scoring.backends import backend_of
@@ -62,6 +63,7 @@ class ShardWorker:
                 arguments and adapters' bases are looked for in it.
             model, model_args, base, checkpoints: of :func:`model_source`.
         """
+        start_logging()  # Ray shows what is logged here where the sweep was started
         if Path(folder).is_dir():
             os.chdir(folder)
         made = model_source(model, model_args, base=base, checkpoints=checkpoints)

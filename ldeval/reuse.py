@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.errors import IncompleteError, MismatchError, StoreError
-from ldeval.records import Checkpoint, Manifest, ScoreTable
-from ldeval.store import StoredStep, list_runs, read_manifest, read_table
+from ldeval.records import Checkpoint, Manifest
+from ldeval.store import (
+    StoredStep,
+    StoredTable,
+    list_runs,
+    open_table,
+    read_manifest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +66,9 @@ def from_another_run(
     question: Question,
     checkpoint: Checkpoint,
     objective: str | None,
-) -> ScoreTable | None:
+) -> StoredTable | None:
     """The same weights scored on the same probes under another run's name, as where
-    DPO starts from the last checkpoint of SFT.
+    DPO starts from the last checkpoint of SFT; to be read part by part.
 
     Args:
         run: the run that they are wanted for.
@@ -72,7 +78,7 @@ def from_another_run(
         try:
             if question.differs(read_manifest(item.folder)) is not None:
                 continue
-            table = read_table(item.folder)
+            table = open_table(item.folder)
         except StoreError as error:
             log.warning("not looked into: %s", error)
             continue

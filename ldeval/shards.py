@@ -22,6 +22,7 @@ import numpy as np
 
 from ldeval.decodes import kept_decodes, write_decodes
 from ldeval.errors import MismatchError
+from ldeval.files import passing_downloads
 from ldeval.probes import ProbeSet
 from ldeval.records import (
     GreedyDecodes,
@@ -183,18 +184,19 @@ def seed_step(run: Path, shards: Sequence[Shard], step: int) -> None:
     wanted = [n for n, item in enumerate(folders) if not (item / MANIFEST).is_file()]
     if not wanted:
         return
-    whole = open_table(step_folder(run.parent, run.name, step))
-    owners = {p.probe_id: n for n, shard in enumerate(shards) for p in shard.probes}
-    # shards lie in the order of the rows, so that one reading gives all their parts
-    parts = groupby(_pieces(whole, owners), key=itemgetter(0))
-    left = set(wanted)
-    for number, pieces in parts:
-        if number in left:
-            left.remove(number)
-            _seed(folders[number], whole.manifest, shards[number], pieces)
-    for number in left:  # nothing of it was scored
-        empty = next(iter(whole.chunks())).part(0, 0)
-        _seed(folders[number], whole.manifest, shards[number], [(number, empty)])
+    with passing_downloads():
+        whole = open_table(step_folder(run.parent, run.name, step))
+        owners = {p.probe_id: n for n, shard in enumerate(shards) for p in shard.probes}
+        # shards lie in the order of the rows: one reading gives all their parts
+        parts = groupby(_pieces(whole, owners), key=itemgetter(0))
+        left = set(wanted)
+        for number, pieces in parts:
+            if number in left:
+                left.remove(number)
+                _seed(folders[number], whole.manifest, shards[number], pieces)
+        for number in left:  # nothing of it was scored
+            empty = next(iter(whole.chunks())).part(0, 0)
+            _seed(folders[number], whole.manifest, shards[number], [(number, empty)])
 
 
 def _pieces(

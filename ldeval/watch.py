@@ -54,11 +54,10 @@ def watch(
     with (
         contextlib.closing(source),
         writing(target) as still_held,
-        Sweep(settings, run, source) as work,
+        Sweep(settings, run, source, still_held) as work,
     ):
         try:
             if settings.base is not None:
-                still_held()
                 work.take(describe_checkpoint(settings.base, 0))
             last_news = time.monotonic()
             while idle is None or time.monotonic() - last_news < idle:
@@ -68,7 +67,6 @@ def watch(
                     done.add(checkpoint.path)
                     with _staged(checkpoint, settings.store) as safe:
                         last = _is_last(safe)
-                        still_held()
                         work.take(safe)
                     last_news = time.monotonic()
                     if last:

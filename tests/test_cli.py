@@ -31,6 +31,32 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--ray-workers 4", "--ray-workers without --ray"),
+        ("--ray-cpus 1 --ray-retries 3", "--ray-cpus, --ray-retries without --ray"),
+        ("--idle 5", "--idle says when --watch ends"),
+        ("--idle 5 --ray-gpus 1 --plan", "--idle says when --watch ends"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, said: str
+) -> None:
+    command = ["sweep", str(tmp_path / "run"), "--store", str(tmp_path / "store")]
+    assert main([*command, *options.split()]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_gpu_and_a_half_is_refused_with_what_ray_can_give(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", "run", "--store", "store", "--ray", "--ray-gpus", "1.5"])
+    assert "give 1 or 2, or less than 1" in capsys.readouterr().err
+
+
 def test_the_bundled_probes_pass_their_check(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

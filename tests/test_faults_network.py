@@ -7,6 +7,7 @@ from ``test_faults``, whose commands run whole; here each way to a store is take
 from __future__ import annotations
 
 import contextlib
+import pickle
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -134,6 +135,21 @@ def test_every_way_to_a_store_that_misbehaves_ends_with_its_name(
     assert said.startswith(STORE)
     assert "not-to-be-seen" not in said
     assert said.endswith((".", "?"))
+
+
+def test_a_place_that_comes_from_another_process_waits_no_longer(
+    client: Callable[[str], None],
+) -> None:
+    """As the settings of a shard come to a worker of Ray, which has no client yet."""
+    with ThreadPoolExecutor(1) as pool, misbehaving(silent) as address:
+        client(address)
+        sent = pickle.dumps(place(STORE))
+        client(address)
+        store = pickle.loads(sent)  # noqa: S301  what Ray does
+        ended = pool.submit(write_table, step_folder(store, "r", 1), table())
+        with pytest.raises(StoreError, match=STORE):
+            ended.result(timeout=HUNG)
+        assert store.fs.retries == 1
 
 
 def test_a_command_says_so_in_one_line_without_the_password_of_the_address(

@@ -16,6 +16,7 @@ LEVELS = {
     "printable": 0,
     "redact": 0,
     "files": 1,
+    "logs": 1,
     "parquet": 1,
     "bundled": 1,
     "records": 1,

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from ldeval.bundled import bundled_probes
 from ldeval.cli import main
@@ -36,8 +37,6 @@ from ldeval.store import list_steps, load_run, read_table, step_folder
 from ldeval.sweep import SweepSettings, sweep, sweep_stages
 from tests.sweeping import sweep_settings
 from tests.tiny import save_run
-
-ray = pytest.importorskip("ray")
 
 CLUSTER = Cluster(workers=2)
 
@@ -184,7 +183,7 @@ def once_a_shard_has_its_second_step(
     def wait() -> None:
         shards = store / "run" / FOLDER
         while not ended.wait(0.01):
-            if any(shards.glob("*/step_000010/manifest.json")):
+            if any(shards.glob("*/step_0000[123]0/manifest.json")):
                 act()
                 return
 
@@ -219,7 +218,7 @@ def test_a_driver_that_is_killed_goes_on_at_the_same_cluster(
     address = ray.get_runtime_context().gcs_address
     shards = tmp_path / "run" / FOLDER
     with subprocess.Popen([*command, "--ray", address]) as driver:
-        while not any(shards.glob("*/step_000010/manifest.json")):
+        while not any(shards.glob("*/step_0000[123]0/manifest.json")):
             assert driver.poll() is None, "ended before it could be killed"
             time.sleep(0.01)
         driver.kill()
@@ -324,6 +323,8 @@ def test_a_store_that_workers_do_not_share_is_named(trained: Path) -> None:
         ("--ray-shards", "0"),
         ("--ray-cpus", "nan"),
         ("--ray-gpus", "-1"),
+        ("--ray-gpus", "1.5"),
+        ("--ray-cpus", "0.00001"),
         ("--ray-retries", "-1"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def of(shard: Shard, store: Path) -> SweepSettings:
     return SweepSettings(
         probes=shard.probes, store=store, run=shard.name, progress=False, noise=False
     )
+
+
+def test_what_a_worker_logs_acts_on_no_terminal_and_holds_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process of its own
+    started()
+    logging.getLogger("a_library").warning("\x1b[2J user:%s@host", "pa55word-of-it")
+    said = capsys.readouterr().err
+    assert said.startswith("WARNING ")
+    assert "\x1b" not in said
+    assert "pa55word" not in said
 
 
 def test_a_worker_never_holds_two_models(trained: Path, tmp_path: Path) -> None:

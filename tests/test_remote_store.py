@@ -47,6 +47,7 @@ def client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(places, "PAUSE", 0.01)
+    monkeypatch.setattr(lease, "SETTLE", 0.1)
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdirs("probes", exist_ok=True)
 
@@ -163,6 +164,17 @@ def test_a_writer_that_was_away_for_long_learns_that_it_lost_the_run(
     assert json.loads((run / lease.LEASE).read_text())["token"] == "t"
 
 
+def test_a_writer_that_wakes_up_late_learns_that_before_its_next_sign_of_life(
+    bucket: str,
+) -> None:
+    run = place(bucket) / "r"
+    with writing(run) as still_held:
+        other = {"process": 7, "host": "elsewhere", "token": "t", "count": 0}
+        write_whole(run / lease.LEASE, json.dumps(other))
+        with pytest.raises(StoreError, match="by process 7 on elsewhere"):
+            still_held()
+
+
 def test_of_two_that_take_a_lease_at_once_one_has_it(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +199,45 @@ def test_of_two_that_take_a_lease_at_once_one_has_it(
         thread.join()
     assert most[0] == 1
     assert refused[0] == 2
+
+
+def test_a_store_that_creates_over_what_is_there_keeps_a_living_lease_all_the_same(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As S3-compatible servers do that pass over ``If-None-Match``."""
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    run = place(bucket) / "r"
+    filesystem = cast(Any, run).fs
+    real = filesystem.pipe_file
+
+    def pipe(path: str, value: bytes, mode: str = "create") -> None:
+        real(path, value)
+
+    monkeypatch.setattr(filesystem, "pipe_file", pipe)
+    with writing(run) as still_held:
+        with (
+            pytest.raises(StoreError, match="is being written by"),
+            writing(run, patience=0.5),
+        ):
+            pass
+        time.sleep(0.2)
+        still_held()
+
+
+def test_of_two_that_create_a_lease_at_once_the_later_has_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = place(bucket) / "r"
+    other = {"process": 7, "host": "elsewhere", "token": "t", "count": 0}
+
+    def create(mine: lease._Lease) -> bool:
+        write_whole(mine.path, mine.content)
+        write_whole(mine.path, json.dumps(other))  # just after
+        return True
+
+    monkeypatch.setattr(lease, "_create", create)
+    with pytest.raises(StoreError, match="by process 7 on elsewhere"), writing(run):
+        pass
 
 
 # --------------------------------------------------------------------------- failures

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ldeval import errors
 from ldeval.bundled import bundled_probes
 from ldeval.errors import MismatchError, MissingExtraError, ProbeError, StoreError
+from ldeval.files import local_copy, passing_downloads, place, reading
 from ldeval.probes import ProbeSet, read_probes
 from ldeval.records import ScoreTable
 from ldeval.scoring.tables import joined_hash
@@ -135,6 +136,21 @@ def test_a_shard_gets_its_part_of_a_step_that_the_run_has(tmp_path: Path) -> Non
         assert seeded.probe_ids.tolist() == part.probe_ids.tolist()
         np.testing.assert_array_equal(seeded.tokens.ref_ids, part.tokens.ref_ids)
         assert seeded.manifest.probe_set_hash == shard.probes.content_hash
+
+
+def test_of_a_step_at_a_url_no_copy_stays() -> None:
+    whole, _ = whole_and_parts()
+    store = place("memory://seeded")
+    write_table(step_folder(store, "r", 0), whole)
+    before = set(reading._downloads().iterdir())
+    seed_step(store / "r", cut(AB, 2), 0)
+    assert set(reading._downloads().iterdir()) == before
+    with passing_downloads():
+        copy = local_copy(store / "r" / "step_000000" / "manifest.json")
+        with passing_downloads():
+            assert local_copy(store / "r" / "step_000000" / "manifest.json") == copy
+        assert copy.is_file()
+    assert not copy.exists()
 
 
 def test_a_shard_of_which_nothing_was_scored_gets_an_empty_part(

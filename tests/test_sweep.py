@@ -25,14 +25,20 @@ from ldeval.cli import main
 from ldeval.errors import (
     CheckpointError,
     MismatchError,
+    StoreError,
     UnsupportedBackendError,
 )
 from ldeval.probes import read_probes
+from ldeval.records import Checkpoint, ScoreTable
+from ldeval.reuse import Question
 from ldeval.scoring.models import RestartedModels
-from ldeval.store import list_runs, load_run, read_table, step_folder
-from ldeval.sweep import sweep, sweep_stages
+from ldeval.scoring.tables import as_reference
+from ldeval.store import list_runs, load_run, read_table, step_folder, write_table
+from ldeval.sweep import Sweep, sweep, sweep_stages
+from ldeval.sweep import run as run_module
 from ldeval.watch import watch
 from tests.sweeping import ARGS, sweep_settings
+from tests.test_store import table as small_table
 from tests.tiny import save_run, save_tiny, tiny_tokenizer
 
 
@@ -249,6 +255,63 @@ def test_a_second_stage_starts_from_the_first_ones_last_checkpoint(
     assert "the same weights were scored as run step 30" in base.manifest.notes
     np.testing.assert_array_equal(base.tokens.ref_ids, last.tokens.top_ids)
     np.testing.assert_array_equal(after.tokens.ref_ids, last.tokens.top_ids)
+
+
+@pytest.mark.parametrize("greedy", [0, 2])
+def test_a_sweep_that_lost_its_run_while_it_scored_writes_no_more(
+    trained: Path, tmp_path: Path, greedy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the table; nor the decodes, where it lost the run after that."""
+    lost = []
+    slept = "greedy_decodes" if greedy else "build_table"
+    real = getattr(run_module, slept)
+
+    def then_lose(*arguments: Any, **options: Any) -> Any:
+        lost.append(1)
+        return real(*arguments, **options)
+
+    def still_held() -> None:
+        if lost:
+            raise StoreError("is another's")
+
+    monkeypatch.setattr(run_module, slept, then_lose)
+    settings = sweep_settings(trained, tmp_path, greedy=greedy)
+    work = Sweep(
+        settings, trained / "run", RestartedModels("hf", ARGS, base=None), still_held
+    )
+    with pytest.raises(StoreError, match="is another's"):
+        work.take(Checkpoint(str(trained / "base"), 0))
+    assert len(lost) == 1
+    assert not (tmp_path / "run" / "greedy").exists()
+    assert (step_folder(tmp_path, "run", 0) / "manifest.json").exists() == bool(greedy)
+
+
+def test_another_runs_scores_are_taken_over_part_by_part(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a table of any size need not fit in memory."""
+    parts = []
+
+    def noted(part: ScoreTable) -> ScoreTable:
+        parts.append(len(part))
+        return as_reference(part)
+
+    monkeypatch.setattr("ldeval.store.writing._TOKENS_PER_ROW_GROUP", 4)
+    monkeypatch.setattr("ldeval.sweep.run.as_reference", noted)
+    whole = small_table(7)
+    write_table(step_folder(tmp_path, "other", 7), whole)
+    found = whole.manifest
+    question = Question(found.weights_hash, found.probe_set_hash, found.settings)
+    folder = step_folder(tmp_path, "run", 0)
+    settings = sweep_settings(trained, tmp_path, base=None)
+    work = Sweep(settings, trained / "run", RestartedModels("hf", {}, base=None))
+    assert work._reused(folder, question, Checkpoint("again", 0))
+    assert parts == [2, 1]
+    back = read_table(folder)
+    assert (back.manifest.run, back.manifest.step) == ("run", 0)
+    assert back.manifest.reference_step == 0
+    np.testing.assert_array_equal(back.tokens.ref_ids, whole.tokens.top_ids)
+    np.testing.assert_array_equal(back.logprob_sums, whole.logprob_sums)
 
 
 def test_what_was_trained_goes_into_the_store(trained: Path, tmp_path: Path) -> None:

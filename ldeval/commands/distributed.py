@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldeval.errors import UnsupportedBackendError
+from ldeval.errors import MismatchError, UnsupportedBackendError
 
 if TYPE_CHECKING:
     from ldeval.sweep import SweepResult, SweepSettings
@@ -25,27 +25,72 @@ def add_ray_options(command: argparse.ArgumentParser) -> None:
         "an address RAY_ADDRESS, else the cores of this machine",
     )
     group.add_argument(
-        "--ray-workers", type=_count, metavar="N", help="default: all that have room"
+        "--ray-workers",
+        action=_OfRay,
+        type=_count,
+        metavar="N",
+        help="default: all that have room",
     )
     group.add_argument(
-        "--ray-shards", type=_count, metavar="N", help="default: one a worker"
+        "--ray-shards",
+        action=_OfRay,
+        type=_count,
+        metavar="N",
+        help="default: one a worker",
     )
     group.add_argument(
-        "--ray-cpus", type=_amount, default=1.0, metavar="N", help="for each worker"
+        "--ray-cpus",
+        action=_OfRay,
+        type=_amount,
+        default=1.0,
+        metavar="N",
+        help="for each worker",
     )
     group.add_argument(
         "--ray-gpus",
-        type=_amount,
+        action=_OfRay,
+        type=_gpus,
         metavar="N",
         help="for each worker (default: 1 where the cluster has any)",
     )
     group.add_argument(
         "--ray-retries",
+        action=_OfRay,
         type=_retries,
         default=3,
         metavar="N",
         help="how often a shard is given out again after its worker was lost",
     )
+
+
+class _OfRay(argparse.Action):
+    """Stores a value, and in ``of_ray`` that it was given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        given = getattr(namespace, "of_ray", ())
+        namespace.of_ray = (*given, self.option_strings[0])
+
+
+def ray_asked(options: argparse.Namespace) -> bool:
+    """Whether the sweep is spread over Ray.
+
+    Raises:
+        MismatchError: for options of Ray without it, where nothing is planned either.
+    """
+    given = getattr(options, "of_ray", ())
+    if given and options.ray is None and not options.plan:
+        raise MismatchError(
+            f"{', '.join(given)} without --ray, which would score on this machine in "
+            "one process. Add --ray, or leave it out."
+        )
+    return options.ray is not None
 
 
 def _count(text: str) -> int:
@@ -66,8 +111,19 @@ def _amount(text: str) -> float:
         found = float(text)
     except ValueError:
         found = -1.0
-    if not 0 <= found < 1e6:
+    if not (found == 0 or 1e-4 <= found < 1e6):
         raise argparse.ArgumentTypeError(f"{text!r} is no amount, e.g. 1 or 0.5")
+    return found
+
+
+def _gpus(text: str) -> float:
+    """Whole ones, or part of one: Ray gives no more than one in part."""
+    found = _amount(text)
+    if found > 1 and not found.is_integer():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither whole GPUs nor part of one; give "
+            f"{int(found)} or {int(found) + 1}, or less than 1"
+        )
     return found
 
 

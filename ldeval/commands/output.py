@@ -1,4 +1,4 @@
-"""What the commands print and log: it acts on no terminal and holds no secret.
+"""What the commands print: it acts on no terminal and holds no secret.
 
 Apart from the commands since each of them prints text of others: run names and probe
 ids out of files, answers of servers, messages of libraries.
@@ -7,7 +7,6 @@ ids out of files, answers of servers, messages of libraries.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import traceback
@@ -16,17 +15,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from ldeval.errors import StoreError
-from ldeval.printable import visible_lines
-from ldeval.redact import environment_secrets, redact_text
-
-
-def clean(text: object, also: Iterable[str] = ()) -> str:
-    """Text to show on a terminal: no control characters, no secrets.
-
-    Args:
-        also: environment variables that hold a secret whatever they are called.
-    """
-    return visible_lines(redact_text(str(text), environment_secrets(os.environ, also)))
+from ldeval.logs import clean
 
 
 def say(text: object) -> None:
@@ -69,29 +58,6 @@ def _unwritable(error: OSError) -> StoreError:
 def complain(text: object, also: Iterable[str] = ()) -> None:
     """Print a line about what went wrong to standard error."""
     print(clean(text, also), file=sys.stderr)
-
-
-class CleanFormatter(logging.Formatter):
-    """Formats log records, tracebacks in them too, and cleans what comes out.
-
-    A formatter rather than a filter: only here message, arguments and traceback are one
-    text, and records of other libraries come here as well.
-    """
-
-    def __init__(self, format_: str, also: Iterable[str] = ()) -> None:
-        super().__init__(format_)
-        self._also = tuple(also)
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one text."""
-        return clean(super().format(record), self._also)
-
-
-def start_logging(also: Iterable[str] = ()) -> None:
-    """Warnings to standard error, cleaned; does nothing where logging was set up."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(CleanFormatter("%(levelname)s %(message)s", also))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def print_traceback(

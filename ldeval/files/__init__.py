@@ -14,7 +14,12 @@ from ldeval.files.places import (
     own_name,
     place,
 )
-from ldeval.files.reading import file_size, local_copy, read_text
+from ldeval.files.reading import (
+    file_size,
+    local_copy,
+    passing_downloads,
+    read_text,
+)
 from ldeval.files.trees import (
     move_tree,
     remove,
@@ -36,6 +41,7 @@ __all__ = [
     "move_tree",
     "named",
     "own_name",
+    "passing_downloads",
     "place",
     "read_text",
     "remove",

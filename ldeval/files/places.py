@@ -42,11 +42,17 @@ _Result = TypeVar("_Result")
 def place(path: str | Path) -> Path:
     """A path on this machine, or of a URL such as ``s3://bucket/store``.
 
+    Args:
+        path: a place too, which may come from another process: that pickles no client,
+            so that it has a new one here.
+
     Raises:
         MissingExtraError: a URL, without the packages that read it.
         StoreError: a URL of a kind that no installed package knows.
     """
     if not isinstance(path, str):
+        if is_remote(path):
+            _end_waits(cast(Any, path).fs)
         return path
     scheme, mark, rest = path.partition("://")
     if not mark:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +38,7 @@ def read_text(path: Path) -> str:
 
 def local_copy(path: Path, version: str = "") -> Path:
     """The file on this machine: itself, or for a URL a copy that goes when the process
-    ends.
+    ends, or the innermost block of :func:`passing_downloads`.
 
     Args:
         version: tells apart what stood at one URL at different times.
@@ -46,7 +49,8 @@ def local_copy(path: Path, version: str = "") -> Path:
     if not is_remote(path):
         return path
     key = hashlib.sha256(f"{path}\0{version}".encode()).hexdigest()
-    target = _downloads() / key
+    folders = (_downloads(), *_passing.get())
+    target = next((f / key for f in folders if (f / key).exists()), folders[-1] / key)
     if not target.exists():
         remote = cast(Any, path)
         partial = target.with_suffix(".partial")
@@ -54,6 +58,22 @@ def local_copy(path: Path, version: str = "") -> Path:
             tried(path, lambda: remote.fs.get_file(remote.path, str(partial)))
         partial.replace(target)
     return target
+
+
+@contextlib.contextmanager
+def passing_downloads() -> Iterator[None]:
+    """Let go, when the block ends, of the copies that it fetched: a sweep reads tables
+    of every step, each for a while."""
+    with tempfile.TemporaryDirectory(prefix="ldeval-") as folder:
+        before = _passing.set((*_passing.get(), Path(folder)))
+        try:
+            yield
+        finally:
+            _passing.reset(before)
+
+
+_passing: ContextVar[tuple[Path, ...]] = ContextVar("passing", default=())
+"""Folders of the blocks that this thread is in, the innermost last."""
 
 
 @functools.cache

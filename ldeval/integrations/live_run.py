@@ -245,6 +245,7 @@ class LiveRun:
             self._reference_step = step
         else:
             table = attach_reference(table, self._reference, self._reference_step)
+        self._still_held()  # scoring takes long
         write_table(folder, table)
         if floor is not None:
             self._floors.add((floor.backend, floor.dtype))

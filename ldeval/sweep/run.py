@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ldeval.errors import (
     ScoringError,
     UnsupportedBackendError,
 )
-from ldeval.files import copy_whole
+from ldeval.files import copy_whole, passing_downloads
 from ldeval.records import (
     Checkpoint,
     GreedyDecodes,
@@ -51,9 +52,10 @@ from ldeval.scoring.tables import (
 )
 from ldeval.store import (
     TRAINED,
+    open_table,
     read_manifest,
-    read_table,
     step_folder,
+    write_parts,
     write_table,
 )
 from ldeval.sweep.settings import SIZING_ARGUMENTS, SweepResult, SweepSettings
@@ -66,11 +68,21 @@ class Sweep:
     """The state of one sweep: the open model, the reference, what was done."""
 
     def __init__(
-        self, settings: SweepSettings, run: str | Path, source: ModelSource
+        self,
+        settings: SweepSettings,
+        run: str | Path,
+        source: ModelSource,
+        still_held: Callable[[], None] = lambda: None,
     ) -> None:
+        """
+        Args:
+            still_held: is called before each write, and raises once another process
+                writes the run; a shard's run is its worker's alone.
+        """
         self._settings = settings
         self._run = Path(run)
         self._source = source
+        self._still_held = still_held
         self._reference: dict[Key, IntArray] = {}
         self._reference_step: int | None = None
         self._first_decodes: GreedyDecodes | None = None
@@ -121,14 +133,8 @@ class Sweep:
         """What was done so far."""
         return SweepResult(tuple(self._scored), tuple(self._kept), tuple(self._broken))
 
-    def take_all(
-        self, checkpoints: Sequence[Checkpoint], still_held: Callable[[], None]
-    ) -> SweepResult:
-        """Take checkpoints in order, as long as the run may be written.
-
-        Args:
-            still_held: raises once another process writes the run.
-        """
+    def take_all(self, checkpoints: Sequence[Checkpoint]) -> SweepResult:
+        """Take checkpoints in order."""
         for place, checkpoint in enumerate(checkpoints, 1):
             log.info(
                 "%s: checkpoint %d of %d: %s",
@@ -137,17 +143,19 @@ class Sweep:
                 len(checkpoints),
                 checkpoint.path,
             )
-            still_held()
             self.take(checkpoint)
         return self.result()
 
     def take(self, checkpoint: Checkpoint) -> None:
         """Score one checkpoint, keep a finished one, or list a broken one.
 
-        A setting that no checkpoint can be scored with ends the sweep instead.
+        A setting that no checkpoint can be scored with ends the sweep instead, and so
+        does another process that writes the run.
         """
+        self._still_held()
         try:
-            self._take(checkpoint)
+            with passing_downloads():
+                self._take(checkpoint)
         except UnsupportedBackendError:
             raise
         except (CheckpointError, ScoringError) as error:
@@ -198,7 +206,9 @@ class Sweep:
         )
         if table is None:
             return False
-        write_table(folder, as_reference(table))
+        manifest = replace(table.manifest, reference_step=checkpoint.step)
+        self._still_held()
+        write_parts(folder, manifest, map(as_reference, table.chunks()))
         return True
 
     def _compute(self, folder: Path, checkpoint: Checkpoint, digest: str) -> None:
@@ -209,6 +219,7 @@ class Sweep:
             table = as_reference(table)
         else:
             table = attach_reference(table, self._reference, self._reference_step)
+        self._still_held()  # scoring takes long
         write_table(folder, table)
 
     def _scored_table(self, checkpoint: Checkpoint, digest: str) -> ScoreTable:
@@ -271,6 +282,7 @@ class Sweep:
                 system_instruction=settings.system_instruction,
                 progress=settings.progress,
             )
+            self._still_held()
             write_decodes(run, found)
         self._first_decodes = first or found
 
@@ -342,8 +354,10 @@ class Sweep:
 
     def _refer_to(self, folder: Path) -> None:
         """Follow the mass of later checkpoints in the top tokens of this one."""
-        table = read_table(folder)
-        self._reference = reference_ids(table)
+        table = open_table(folder)
+        self._reference = {}
+        for part in table.chunks():
+            self._reference.update(reference_ids(part))
         self._reference_step = table.manifest.step
         self._alike.remember(table.manifest)
 

@@ -60,8 +60,11 @@ def sweep_stages(
     try:
         for run, stage in stages(runs, settings):
             target = run_folder(stage.store, stage.run)
-            with writing(target) as still_held, Sweep(stage, run, source) as work:
-                results[stage.run] = work.take_all(jobs(run, stage.base), still_held)
+            with (
+                writing(target) as still_held,
+                Sweep(stage, run, source, still_held) as work,
+            ):
+                results[stage.run] = work.take_all(jobs(run, stage.base))
     finally:
         source.close()
     return results

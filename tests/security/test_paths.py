@@ -15,6 +15,7 @@ from ldeval.cli import main
 from ldeval.errors import CheckpointError, StoreError
 from ldeval.files import write_whole
 from ldeval.imported import write_levels
+from ldeval.lease import LOCK, writing
 from ldeval.probes import probe_to_record, read_probes
 from ldeval.records import LevelRun
 from ldeval.store import MANIFEST, open_run, read_table, step_folder, write_table
@@ -126,6 +127,19 @@ def test_a_step_that_is_a_link_is_not_emptied(store: Path, tmp_path: Path) -> No
     with pytest.raises(StoreError, match="cannot be"):
         write_table(folder, table)
     assert (kept / "tokens.parquet").is_file()
+
+
+def test_the_lock_of_a_run_follows_no_link(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(mine)
+    with (
+        pytest.raises(StoreError, match="cannot be written"),
+        writing(tmp_path / "run"),
+    ):
+        pass
+    assert mine.read_text() == "mine"
 
 
 def test_what_is_written_follows_no_link(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ldeval.commands.output import CleanFormatter, clean, print_traceback
+from ldeval.commands.output import print_traceback
+from ldeval.logs import CleanFormatter, clean
 from ldeval.store import read_manifest
 from tests.security.answering import JsonHandler, served
 from tests.tiny import save_run
