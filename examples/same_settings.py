@@ -74,10 +74,15 @@ def hold_to(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _value(setting: Any) -> Any:
-    return setting.get("hash") if isinstance(setting, dict) else setting
+    """Of what is named too, the content; its name decides nothing."""
+    return setting["hash"] if _is_named(setting) else setting
+
+
+def _is_named(setting: Any) -> bool:
+    return isinstance(setting, dict) and setting.keys() == {"hash", "named"}
 
 
 def _said(setting: Any) -> str:
-    if isinstance(setting, dict):
-        return f"{setting.get('named')} ({str(setting.get('hash'))[:12]}…)"
+    if _is_named(setting):
+        return f"{setting['named']} ({str(setting['hash'])[:12]}…)"
     return "none" if setting is None else json.dumps(setting)

@@ -279,7 +279,8 @@ def run_recipe(recipe: Recipe, output: Path) -> Path:
         print(f"=== {stage.name}: {stage.steps} steps", flush=True)
         if not (is_trained(stage, output) and is_scored(stage, output)):
             for later in recipe.stages[place + 1 :]:  # made from weights that go
-                shutil.rmtree(output / "runs" / later.name, ignore_errors=True)
+                for made in ("runs", "store"):
+                    shutil.rmtree(output / made / later.name, ignore_errors=True)
                 (output / f"{later.name}_probes.jsonl").unlink(missing_ok=True)
         own = stage_probes(stage, recipe, model, probes, output)
         model = train_stage(stage, recipe, model, own, output)

@@ -130,9 +130,21 @@ def test_a_recipe_is_refused_where_results_of_other_settings_are(
         ("probes: bundled, at most 4 and 2 (", {"limit": (3, 2)}),
         ("probes: bundled, at most 4 and 2 (", {"response_tokens": 3}),
         ("extra.weight_decay: none there, 0.1 now", {"extra": {"weight_decay": 0.1}}),
+        (
+            'extra.lr_scheduler_kwargs: none there, {"num_cycles": 1} now',
+            {"extra": {"lr_scheduler_kwargs": {"num_cycles": 1}}},
+        ),
         ('stages: ["sft", "dpo"] there, ["sft"] now', {"stages": recipe.stages[:1]}),
     ):
         assert message in refused(**changes)
+    kwargs = {"extra": {"lr_scheduler_kwargs": {"num_cycles": 1}}}
+    fresh = tmp_path / "fresh"
+    with pytest.raises(WentOnError):
+        train.run_recipe(replace(recipe, **kwargs), fresh)
+    (fresh / "runs").mkdir()
+    kwargs["extra"]["lr_scheduler_kwargs"]["num_cycles"] = 9
+    with pytest.raises(SystemExit, match=r'"num_cycles": 1} there'):
+        train.run_recipe(replace(recipe, **kwargs), fresh)
     moved = tmp_path / "moved"
     shutil.copytree(model, moved)
     taken(model=str(moved))

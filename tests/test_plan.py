@@ -25,7 +25,7 @@ from ldeval.errors import CheckpointError, MismatchError, StoreError
 from ldeval.plan import Hypothetical, RayAsked, plan_sweep
 from ldeval.plan.build import Checkpoints, Resources, build_plan
 from ldeval.plan.calibration import codec_of_folder, count_probes
-from ldeval.plan.fleet import Machine, fleet_of, this_machine
+from ldeval.plan.fleet import PARALLEL, Machine, fleet_of, this_machine
 from ldeval.plan.rates import STATED, Counted, read_stored, stored_rates
 from ldeval.plan.shapes import (
     flops_of,
@@ -52,6 +52,7 @@ from ldeval.scoring.score import score_requests
 from ldeval.shards import join_step
 from ldeval.store import list_runs, read_table, step_folder
 from ldeval.sweep import sweep
+from ldeval.sweep.settings import SIZING_ARGUMENTS
 from tests.sweeping import ARGS, sweep_settings
 from tests.tiny import save_run, save_tiny
 
@@ -381,6 +382,8 @@ def test_an_engine_has_the_devices_it_is_given_and_no_fewer_than_it_needs(
 def test_several_engines_may_share_a_device() -> None:
     plan = planned(10, share=0.25, device_memory=640 * 2.0**30, devices=8)
     assert (plan.devices_per_engine, plan.engines) == (0.25, 32)
+    thirds = planned(10, share=1 / 3, device_memory=640 * 2.0**30, devices=7 * (1 / 3))
+    assert thirds.engines == 7
     alone = planned(10, device_memory=640 * 2.0**30, devices=8)
     assert flat(plan)["scoring"] == pytest.approx(flat(alone)["scoring"])
     assert "32 engines of 0.25 devices" in print_plan(plan)
@@ -674,13 +677,13 @@ def test_finished_steps_are_done_and_lend_their_rates(
 
 
 @pytest.mark.parametrize(
-    ("backend", "there", "now", "devices"),
+    ("backend", "now", "devices"),
     [
-        ("hf", {}, {}, 1),
-        ("vllm", {"tensor_parallel_size": "2"}, {}, 2),
-        ("vllm", {}, {"tensor_parallel_size": 4}, 4),
-        ("vllm", {"tensor_parallel_size": "2"}, {"tensor_parallel_size": 4}, 2),
-        ("hf", {}, {"tensor_parallel_size": 4}, 1),
+        ("hf", {}, 1),
+        ("vllm", {}, 1),
+        ("vllm", {"tensor_parallel_size": 4}, 4),
+        ("vllm", {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, 8),
+        ("hf", {"tensor_parallel_size": 4}, 1),
     ],
 )
 def test_the_rate_of_a_stored_engine_is_shared_between_its_devices(
@@ -688,15 +691,16 @@ def test_the_rate_of_a_stored_engine_is_shared_between_its_devices(
     scored: Path,
     monkeypatch: pytest.MonkeyPatch,
     backend: str,
-    there: dict[str, str],
     now: dict[str, int],
     devices: int,
 ) -> None:
+    """As now: no manifest says how an engine was spread, which changes no score."""
+    assert set(PARALLEL) <= SIZING_ARGUMENTS
     monkeypatch.setattr("ldeval.plan.rates.table_rates", lambda *_: TABLES)
     stored = read_stored(scored / "run")
     assert stored is not None
     last = stored.manifests[-1]
-    last = replace(last, backend=backend, settings={"model_args": there})
+    last = replace(last, backend=backend)
     stored = replace(stored, manifests=(last,))
     counted = Counted([], 0, Rate(1, "measured"))
     arguments = (stored, LARGE, WORK, counted, "run")
@@ -704,9 +708,7 @@ def test_the_rate_of_a_stored_engine_is_shared_between_its_devices(
     wanted = flops_of(LARGE, WORK).total / WORK.asked * last.n_tokens / last.seconds
     assert rate.value == pytest.approx(wanted / devices)
     assert ("devices" in rate.where) == (devices > 1)
-    assert ("taken, as now, to be of" in rate.where) == (
-        backend == "vllm" and not there
-    )
+    assert ("taken, as now, to be of" in rate.where) == (backend == "vllm")
 
 
 def test_the_rate_of_a_timed_engine_is_shared_between_its_devices(

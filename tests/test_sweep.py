@@ -276,12 +276,18 @@ def test_a_sweep_that_lost_its_run_while_it_scored_writes_no_more(
 
     monkeypatch.setattr(run_module, slept, then_lose)
     settings = sweep_settings(trained, tmp_path, greedy=greedy)
-    work = Sweep(
-        settings, trained / "run", RestartedModels("hf", ARGS, base=None), still_held
-    )
-    with pytest.raises(StoreError, match="is another's"):
+    run = tmp_path / "trained" / "run"
+    run.mkdir(parents=True)
+    (run / "trained.jsonl").write_text("")
+    (tmp_path / "run").mkdir()
+    source = RestartedModels("hf", ARGS, base=None)
+    with (
+        pytest.raises(StoreError, match="is another's"),
+        Sweep(settings, run, source, still_held) as work,
+    ):
         work.take(Checkpoint(str(trained / "base"), 0))
     assert len(lost) == 1
+    assert not (tmp_path / "run" / "trained.jsonl").exists()
     assert not (tmp_path / "run" / "greedy").exists()
     assert (step_folder(tmp_path, "run", 0) / "manifest.json").exists() == bool(greedy)
 

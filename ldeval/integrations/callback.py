@@ -28,7 +28,6 @@ from ldeval.errors import MismatchError
 from ldeval.files import place
 from ldeval.integrations.budget import Overhead
 from ldeval.integrations.live_run import LiveRun, LiveSettings
-from ldeval.integrations.recorder import copy_records
 from ldeval.probes import ProbeSet, read_probes
 from ldeval.records import OBJECTIVES, VERDICT_NAMES, Comparison, Span, Truth
 from ldeval.scoring.live import check_live, unwrapped
@@ -147,6 +146,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         self._trainer = _calling_trainer(state)
         self.overhead = Overhead(self._limit)
         self.scored, self.left_out, self.failures = [], [], {}
+        self._considered = state.global_step
         if state.is_world_process_zero:
             name = self._name or Path(args.output_dir).resolve().name
             settings = LiveSettings(
@@ -172,16 +172,27 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             control.should_save = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Score what training ends with, where that was decided after its last step, as
-        early stopping decides when it evaluates."""
-        if control.should_training_stop and self._considered != state.global_step:
-            self._due(args, state, control, objects, last=True)
+        """Score what training ends with, where an evaluation between steps ended it."""
+        if control.should_training_stop:
+            self._at_the_end(args, state, control, objects)
+
+    def on_save(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        """Likewise where an evaluation after an epoch did: what is saved with it may
+        make way for the best checkpoint afterwards."""
+        if control.should_training_stop:
+            self._at_the_end(args, state, control, objects)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Say what it cost."""
+        """Likewise where nothing was saved; and say what it cost."""
+        best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        if not best:
+            self._at_the_end(args, state, control, objects)
         if self._run is None:
             return
-        copy_records(Path(args.output_dir), self._run.folder)
+        try:
+            self._run.keep_record(Path(args.output_dir))
+        except Exception as error:  # noqa: BLE001  # training is worth more
+            self._failed(state.global_step, "not given its record of examples", error)
         self._run.end()
         share = self.overhead.share(self._trained_seconds())
         log.info(
@@ -198,6 +209,14 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
 
     def _trained_seconds(self) -> float:
         return time.monotonic() - self._started - self.overhead.spent
+
+    def _at_the_end(
+        self, args: Any, state: Any, control: Any, objects: Mapping[str, Any]
+    ) -> None:
+        """Score the last step, where that it is the last was decided after it, as early
+        stopping decides when it evaluates."""
+        if self._considered != state.global_step:
+            self._due(args, state, control, objects, last=True)
 
     def _due(
         self,
@@ -247,7 +266,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             stored_before = self._run.score(model, tokenizer, step, checkpoint)
             if stored_before is None:
                 self.scored.append(step)
-            copy_records(Path(args.output_dir), self._run.folder)
+            self._run.keep_record(Path(args.output_dir))
             self.comparison = self._compared(step)
         finally:
             seconds = time.monotonic() - started

@@ -28,6 +28,7 @@ from ldeval.checkpoints import (
 )
 from ldeval.compare import compare_run
 from ldeval.errors import MismatchError, StoreError
+from ldeval.integrations.recorder import copy_records
 from ldeval.lease import writing
 from ldeval.probes import ProbeSet
 from ldeval.records import (
@@ -148,6 +149,16 @@ class LiveRun:
             first = read_table(earlier[0].folder)
             self._reference = reference_ids(first)
             self._reference_step = first.manifest.step
+
+    def keep_record(self, output_dir: Path) -> None:
+        """Bring the record of what was trained when beside the scores.
+
+        Raises:
+            StoreError: another process writes this run, or it cannot be written.
+            TrainedRecordError: the record is damaged.
+        """
+        self._still_held()
+        copy_records(output_dir, self.folder)
 
     def end(self) -> None:
         """Let others write the run."""

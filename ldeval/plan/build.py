@@ -94,7 +94,8 @@ def build_plan(
     flops = flops_of(shape, work)
     engine = shape.parameters * shape.memory_bytes + activations(shape, resources)
     needed = devices_an_engine(engine, resources)
-    engines = max(1, int(resources.devices / needed))
+    # a share of a device is no whole number in floats
+    engines = max(1, int(resources.devices / needed + 1e-9))
     joined = resources.sharded or engines > 1
     sizes = _bytes(shape, work, checkpoints, rates, resources, joined, engines)
     return SweepPlan(

@@ -132,10 +132,7 @@ def stored_rates(
     where = f"{len(stored.manifests)} steps of {name}, encoding and loading included"
     scoring = Rate(per_token * tokens / seconds, "stored", where)
     last = stored.manifests[-1]
-    devices = spread(last.settings.get("model_args", {}))
-    if devices is not None:
-        scoring = of_a_device(scoring, devices)
-    elif last.backend != "hf":
+    if last.backend != "hf":
         scoring = of_a_device(scoring, spread(arguments) or 1, "taken, as now, ")
     tables = table_rates(stored.table, "measured", f"a table of {name}")
     tables = replace(tables, stored=Rate(stored.stored, "stored", name))

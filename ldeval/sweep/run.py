@@ -127,6 +127,7 @@ class Sweep:
         trained = self._run / TRAINED
         target = self._settings.store / self._settings.run
         if trained.is_file() and target.is_dir():
+            self._still_held()
             copy_whole(trained, target / TRAINED)
 
     def result(self) -> SweepResult:
@@ -188,6 +189,7 @@ class Sweep:
         if not self._texts_kept:
             # beside a finished step too: what was killed may not have come so far
             lenders = [checkpoint.folder, settings.base or checkpoint.folder]
+            self._still_held()
             keep_texts(folder.parent, settings.probes, lenders)
             self._texts_kept = True
         self._count_floor(read_manifest(folder))

@@ -27,6 +27,7 @@ SIZING_ARGUMENTS = frozenset(
         "max_num_batched_tokens",
         "max_num_seqs",
         "parallelize",
+        "pipeline_parallel_size",
         "tensor_parallel_size",
     }
 )

@@ -413,9 +413,22 @@ class Stops(TrainerCallback):
         control.should_training_stop = state.global_step >= 4
 
 
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "no"},
+        {"eval_strategy": "epoch", "save_strategy": "no"},
+        {
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "load_best_model_at_end": True,
+        },
+    ],
+)
 def test_what_training_ends_with_is_scored_where_an_evaluation_ended_it(
-    model: Path, pairs: Dataset, tmp_path: Path
+    model: Path, pairs: Dataset, tmp_path: Path, when: dict[str, Any]
 ) -> None:
+    """Twelve pairs, three a step: an epoch ends at the fourth."""
     probing = callback(tmp_path / "store")
     run = trainer(
         model,
@@ -423,13 +436,13 @@ def test_what_training_ends_with_is_scored_where_an_evaluation_ended_it(
         pairs,
         callbacks=[probing, Stops()],
         eval_dataset=pairs.select(range(2)),
-        eval_strategy="steps",
-        eval_steps=4,
-        save_strategy="no",
+        per_device_train_batch_size=3,
+        **when,
     )
     run.train()
     assert run.state.global_step == 4
     assert probing.scored == [0, 3, 4]
+    assert probing.failures == {}
 
 
 def test_a_first_scoring_that_fails_ends_training_before_it_began(

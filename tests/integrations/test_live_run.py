@@ -31,3 +31,8 @@ def test_scores_of_a_run_that_was_lost_while_they_were_made_are_not_written(
     with pytest.raises(StoreError, match="is another's"):
         live.score(model, AutoTokenizer.from_pretrained(folder), 1, "nowhere")
     assert list_steps(tmp_path / "run") == []
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "trained.jsonl").write_text("")
+    with pytest.raises(StoreError, match="is another's"):
+        live.keep_record(tmp_path)
+    assert not (tmp_path / "run" / "trained.jsonl").exists()
