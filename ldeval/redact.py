@@ -48,24 +48,55 @@ _PLAIN = re.compile(
 )
 """Values that say whether or how many, not which: ``use_auth_token=True``."""
 
+# Every pattern starts where a run of its first characters does, and what may fail after
+# a long look is bounded: the time that a text takes grows as the text does.
 _USER = re.compile(
-    r"(?P<scheme>\b[a-z][a-z0-9+.\-]*://)"
-    # all before the last @ of the authority; or user:password with a slash in it
-    r"(?:[^/?#\s]*@|[^/?#\s@:]*:(?!\d+[/?#])[^\s@]*@)",
+    r"(?<=[a-z0-9+.\-]://)"
+    # all before the last @ of the authority; where that holds user:password, before
+    # the last @ of the path too, since a password may have a slash in it
+    r"(?:(?:[^/?#\s:]*:[^/?#\s]*@|[^/?#\s@:]*:(?!\d+[/?#])[^\s@]{0,1000}@)"
+    r"(?:(?:(?!://)[^?#\s]){0,1000}@)?|[^/?#\s]*@)",
     re.IGNORECASE,
 )
-_BARE_USER = re.compile(r"(?<![\w./:@])[\w.%+\-]+:[^\s@/\"']{6,}@(?=[\w\[])")
+_BARE_USER = re.compile(r"(?<![\w./:@%+\-])[\w.%+\-]+:[^\s@/\"']{6,300}@(?=[\w\[])")
 """``user:password@`` of an address whose scheme somebody took away."""
-_PAIR = re.compile(
-    # names that cannot be a secret's are passed over, and not what follows them
-    r"(?P<name>\b(?=[\w\-.]*(?:key|token|secret|pass|auth|cred|sig|bearer|cookie))"
-    r"[a-z][\w\-.]*)(?P<between>[\"']?\s?[=:]\s?[\"']?)"
-    r"(?P<value>(?:(?:bearer|basic)\s+)?[^\s&#,;=\"'()\[\]{}<>]+=*)",
+_NAME = re.compile(
+    r"(?<![\w.\-])"
+    r"(?=[\w.\-]*(?:key|token|secret|pass|auth|cred|sig|bearer|cookie))[\w.\-]+",
     re.IGNORECASE,
 )
+"""What may be a secret's name: others are passed over, and not what follows them."""
+_SIGN = r"(?P<sign>\\*[\"']?\]?\s*(?:=>|:=|[=:](?!=)))\s*"
+_TEXT = (
+    r"[bru]{0,2}(?P<quote>\\{0,8}[\"'])(?P<value>(?:(?!(?P=quote))(?:\\.|[^\\\n]))++)"
+)
+_ITEMS = r"(?:\"(?:\\.|[^\"\\\n])*+\"?|'(?:\\.|[^'\\\n])*+'?|[^\])}\"'\n])++"
+_VALUES = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"{_SIGN}{_TEXT}",
+        rf"{_SIGN}[(\[{{]+(?=[bru]{{0,2}}\\*[\"'])(?P<value>{_ITEMS})",
+        rf"{_SIGN}(?!\\*[\"'])"
+        r"(?P<value>(?:(?:bearer|basic)\s+)?[^\s&#,;=\"'()\[\]{}<>]+=*)",
+    )
+)
+"""What follows a name and a sign: a text in quotes, a list of such, or a word."""
+_LINE = re.compile(r"(?P<sign>\s*:)\s*(?P<value>(?![\"'(\[{])\S[^\n]*)")
+"""What follows the name of a header whose value has several words."""
+_ARGUMENT = re.compile(
+    r"(?P<sign>(?:\\*[\"']\s*,)?\s+)(?P<value>\"[^\"\n]*+\"?|'[^'\n]*+'?|[^\s\-\"']\S*)"
+)
+"""What follows an option, on a command line or in a list of arguments."""
+_SECOND = re.compile(rf"(?P<sign>\\*[\"']\s*,)\s*{_TEXT}(?P=quote)\s*[)\]]", re.I)
+_FIRST = re.compile(r"[(\[][bru]{0,2}\\{0,4}[\"']\Z", re.IGNORECASE)
+"""What stands before the name in ``('api_key', '…')``, and after it."""
+_HEADER = re.compile(r"(?:authorization|cookie)\Z", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Z_]+\W*")
+"""What an option takes, as a usage line spells it; or the name of a variable."""
 _SHAPES = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}"
-    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})|(?<=\bBearer )[\w\-.~+/]{8,}=*"
+    r"\b(?:hf_[A-Za-z0-9]{16,}|hf_(?:oauth|jwt)_[\w.\-]{8,}|sk-[A-Za-z0-9_\-]{16,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})"
+    r"|(?<=\bBearer )[\w\-.~+/]{8,}=*"
 )
 """Keys that services give a form of their own, wherever they stand."""
 
@@ -82,14 +113,16 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact_url(url: str) -> str:
-    """An address without user, password and the secrets in its query.
+    """An address without user, password and the secrets in its query and fragment.
 
     Text that is no URL, a path of a disk say, comes back as it is.
     """
     if "://" not in url:
         return url
-    place, mark, query = _USER.sub(rf"\g<scheme>{HIDDEN}@", url).partition("?")
-    return place + mark + _PAIR.sub(_hide_pair, query)
+    shown = _USER.sub(f"{HIDDEN}@", url)
+    mark = re.search(r"[?#]", shown)
+    query = mark.end() if mark else len(shown)
+    return shown[:query] + _without_named(shown[query:])
 
 
 def redact_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,15 +174,57 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    text = _USER.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = _USER.sub(f"{HIDDEN}@", text)
     text = _BARE_USER.sub(f"{HIDDEN}@", text)
-    return _SHAPES.sub(HIDDEN, _PAIR.sub(_hide_pair, text))
+    return _SHAPES.sub(HIDDEN, _without_named(text))
 
 
-def _hide_pair(match: re.Match[str]) -> str:
-    name, between, value = match.group("name", "between", "value")
-    if not is_secret_name(name) or _PLAIN.fullmatch(value):
-        return match.group()
-    if ":" in between and name.lower() in ("token", "key") and len(value) < SHORTEST:
-        return match.group()  # a sentence: "by token: less", "field 'key': is missing"
-    return f"{name}{between}{HIDDEN}"
+def _without_named(text: str) -> str:
+    """Text without the values that follow the name of a secret."""
+    parts, at = [], 0
+    for found in _NAME.finditer(text):
+        if found.start() < at or not _names_secret(text, found):
+            continue
+        value = _value(text, found)
+        if value is not None:
+            parts += [text[at : value.start("value")], HIDDEN]
+            at = value.end("value")
+    return "".join([*parts, text[at:]])
+
+
+def _names_secret(text: str, found: re.Match[str]) -> bool:
+    name = found.group()
+    if is_secret_name(name):
+        return True
+    # a line break that is spelled as \n, before a name
+    before = text[max(0, found.start() - 1) : found.start()]
+    return before == "\\" and is_secret_name(name[1:])
+
+
+def _value(text: str, found: re.Match[str]) -> re.Match[str] | None:
+    """What is to be hidden after a name, if anything is."""
+    name, end = found.group(), found.end()
+    patterns = _VALUES
+    if _HEADER.search(name):
+        patterns = (_LINE, *patterns)
+    if _FIRST.search(text[max(0, found.start() - 8) : found.start()]):
+        patterns = (*patterns, _SECOND)
+    if name.startswith("-"):
+        patterns = (*patterns, _ARGUMENT)
+    value = next((m for p in patterns if (m := p.match(text, end))), None)
+    return None if value is None or _is_harmless(name, value) else value
+
+
+def _is_harmless(name: str, found: re.Match[str]) -> bool:
+    sign, value = found.group("sign", "value")
+    if all(not item or _PLAIN.fullmatch(item) for item in _items(value)):
+        return True
+    if found.re is _ARGUMENT:
+        return _VARIABLE.fullmatch(value) is not None
+    # a sentence: "by token: less", "field 'key': is missing"
+    bare = name.strip("-.").lower() in ("token", "key")
+    return bare and "=" not in sign and len(value) < SHORTEST
+
+
+def _items(value: str) -> list[str]:
+    return [item.strip(" \t\"'") for item in value.split(",")]

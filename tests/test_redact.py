@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,8 @@ SECRET = "n0t-f0r-any-eyes"
         f"https://host/v1?api_key={SECRET}&model=x",
         f"https://host/a?X-Amz-Signature={SECRET}",
         f"https://account.example/c?sv=1&sig={SECRET}#part",
+        f"https://host/p#access_token={SECRET}",
+        f"https://user:p@ss/{SECRET}@host/v1",
     ],
 )
 def test_an_address_loses_its_secrets_and_keeps_its_place(url: str) -> None:
@@ -129,6 +133,22 @@ def test_settings_are_redacted_at_any_depth_and_still_comparable() -> None:
         "the key sk-proj-abcdefghijklmnopqrst is not valid",
         "AKIAABCDEFGHIJKLMNOP",
         f'Invalid bucket name "AKEY:{SECRET}@bucket"',
+        f"unrecognized arguments: --api_key {SECRET}",
+        f"Command '['serve', '--api-key', '{SECRET}']' failed",
+        f"{{'api_key': ['abc', '{SECRET}'], 'n': 1}}",
+        f"('api_key', '{SECRET}')",
+        f"[(b'x-api-key', b'{SECRET}')]",
+        f"'x-api-key': b'{SECRET}'",
+        f'headers["x-api-key"] = "{SECRET}"',
+        f'{{\\"api_key\\": \\"{SECRET}\\"}}',
+        f"'password': 'of words, {SECRET} among them'",
+        f"api_key  =  {SECRET}",
+        f"api_key => {SECRET}",
+        f"b'POST\\npassword: {SECRET}'",
+        f"Authorization: Token {SECRET}",
+        f'Authorization: Digest username="me", response="{SECRET}"',
+        f"Cookie: theme=dark; session={SECRET}",
+        "the key hf_oauth_abcdefghijklmnop.qr is not valid",
     ],
 )
 def test_text_of_libraries_loses_its_secrets(text: str) -> None:
@@ -146,8 +166,35 @@ def test_plain_sentences_are_left_as_they_are() -> None:
         "16:20 tokens=3",
         "nats per token: \N{MINUS SIGN}0.31, field 'key': is missing",
         "token: -1.2345678",
+        "token 12 of 40, tokens: 431, n_tokens=5",
+        "no API key: (set OPENAI_API_KEY)",
+        "usage: [--rephraser-key NAME] [--token --verbose]",
+        "columns ('token', 'step'), not 'key', only 'probe_id', 'kind'",
+        "api_key=None, token: [1, 2], token_ids: ['abcdefghijk']",
     ):
         assert redact_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("a-", "a+", "a%", "a-token-", "key ", "key = ", "key=1,", "--key ", "\\"),
+        *('key: ["', "('key', '", '("key", \'', '\\"key\\": \\"', "key: ['\\'"),
+        *("://", "a://u:", "a://u:p@", "a@b:", "a,a:bbbbbb,", "Cookie: ", "sk-"),
+    ],
+)
+def test_the_time_that_a_text_takes_grows_as_the_text_does(unit: str) -> None:
+    def seconds(length: int) -> float:
+        text = unit * (length // len(unit))
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            redact_text(text)
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    # eight times the text: 8 where it grows so, 64 where it grows as the square
+    assert seconds(12_000) < 30 * seconds(1_500)
 
 
 def test_secrets_of_the_environment_are_found_by_name_and_hidden_in_any_text() -> None:
