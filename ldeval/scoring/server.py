@@ -58,6 +58,8 @@ CLIENT_DEFAULTS: Mapping[str, Any] = {
 server works for this run alone: only a stuck one takes so long to answer."""
 _ENCODING = ("enable_thinking", "chat_template_args")
 """Those that the harness's vLLM model keeps for the chat template."""
+_SECRET = ("api_key", "hf_token")
+"""Those that no command line may hold, which every user of the machine can read."""
 _UNSERVED = frozenset(
     {"batch_size", "device", "max_gen_toks", "prefix_token_id", "swap_space"}
     | {"think_end_token", "truncation_side", "add_bos_token"}
@@ -198,12 +200,7 @@ class VllmServer:
                 *(checkpoint.folder, "--host", HOST, "--port", str(port)),
                 *("--served-model-name", NAME, "--disable-uvicorn-access-log", *flags),
             ],
-            {
-                **os.environ,
-                "VLLM_API_KEY": key,
-                "VLLM_SERVER_DEV_MODE": "1",
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-            },
+            {**os.environ, **server_environment(arguments, key)},
             Path(self._folder.name) / "log",
         )
         self.ready = False
@@ -306,6 +303,8 @@ def server_arguments(arguments: Mapping[str, Any]) -> list[list[str]]:
     for name, value in arguments.items():
         if name in _UNSERVED or value is None:
             continue
+        if name in _SECRET and not isinstance(value, bool):
+            continue
         flag = _RENAMED.get(name, name).replace("_", "-")
         if isinstance(value, bool):
             flags.append([f"--{flag}" if value else f"--no-{flag}"])
@@ -316,6 +315,24 @@ def server_arguments(arguments: Mapping[str, Any]) -> list[list[str]]:
         else:
             flags.append([f"--{flag}={value}"])
     return flags
+
+
+def server_environment(arguments: Mapping[str, Any], key: str) -> dict[str, str]:
+    """Variables of ``vllm serve``, among them what its command line may not hold.
+
+    Args:
+        arguments: of the harness's vLLM model; an ``api_key`` among them gives way.
+        key: what the server asks for.
+    """
+    token = arguments.get("hf_token")
+    return {
+        "VLLM_API_KEY": key,
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        **(
+            {} if token is None or isinstance(token, bool) else {"HF_TOKEN": str(token)}
+        ),
+    }
 
 
 def _free_port() -> int:

@@ -27,7 +27,13 @@ from ldeval.probes import ProbeSet, read_probes
 from ldeval.records import Checkpoint, ScoreTable
 from ldeval.scoring.known_answers import compare_known
 from ldeval.scoring.score import encode_probes, score_probes, score_requests
-from ldeval.scoring.server import NAME, ServedVllm, VllmServer, server_arguments
+from ldeval.scoring.server import (
+    NAME,
+    ServedVllm,
+    VllmServer,
+    server_arguments,
+    server_environment,
+)
 from ldeval.scoring.sources import model_source
 from ldeval.store import load_run
 from ldeval.sweep import SweepSettings, sweep
@@ -417,6 +423,18 @@ def test_model_arguments_become_flags() -> None:
     ]
     with pytest.raises(UnsupportedBackendError, match="data_parallel_size=2"):
         server_arguments({"data_parallel_size": 2})
+
+
+def test_no_secret_stands_on_the_command_line_of_the_server() -> None:
+    given = {"dtype": "float32", "api_key": "mine", "hf_token": "hf_mine"}
+    assert server_arguments(given) == [["--dtype=float32"]]
+    environment = server_environment(given, "made-for-the-run")
+    assert environment["HF_TOKEN"] == "hf_mine"
+    assert environment["VLLM_API_KEY"] == "made-for-the-run"
+    assert server_arguments({"api_key": 12345}) == []  # of digits, it came as a number
+    # whether to use a token, not which
+    assert server_arguments({"hf_token": True}) == [["--hf-token"]]
+    assert "HF_TOKEN" not in server_environment({"hf_token": True}, "k")
 
 
 def test_only_vllm_can_be_served() -> None:
