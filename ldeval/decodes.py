@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from ldeval.errors import MismatchError, StoreError
 from ldeval.files import local_copy, named, strict_json, understood, written
 from ldeval.parquet import read_parquet
+from ldeval.printable import quoted
 from ldeval.records import DECODES_VERSION, Excluded, GreedyDecode, GreedyDecodes
 from ldeval.records.checked import check_types
 
@@ -149,7 +150,9 @@ def _from_table(table: pa.Table) -> GreedyDecodes:
     about = strict_json((table.schema.metadata or {})[_META])
     version = about["version"]
     if version != DECODES_VERSION:
-        raise ValueError(f"version {version}, this ldeval reads {DECODES_VERSION}")
+        raise ValueError(
+            f"version {quoted(version)}, this ldeval reads {DECODES_VERSION}"
+        )
     table = table.cast(_TEXTS)
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -169,7 +172,7 @@ def _from_table(table: pa.Table) -> GreedyDecodes:
 def _decode(row: Mapping[str, Any]) -> GreedyDecode:
     if len(row["ids"]) != len(row["logprobs"]):
         raise ValueError(
-            f"{row['probe_id']!r} has {len(row['ids'])} tokens and "
+            f"{quoted(row['probe_id'])} has {len(row['ids'])} tokens and "
             f"{len(row['logprobs'])} log-probabilities"
         )
     return GreedyDecode(

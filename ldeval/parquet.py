@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ldeval.printable import quoted
+
 LARGEST = 2**26
 """Bytes that any file may unpack to, however small it is."""
 RATIO = 1000
@@ -114,11 +116,11 @@ def _check_columns(
 ) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two columns are called {name!r}")
+            raise ValueError(f"two columns are called {quoted(name)}")
     for leaf in leaves:
         name = leaf.path.partition(".")[0]
         if leaf.max_repetition_level and lists is not None and name not in lists:
-            raise ValueError(f"column {name!r} holds lists")
+            raise ValueError(f"column {quoted(name)} holds lists")
 
 
 def _without_views(schema: pa.Schema) -> pa.Schema:

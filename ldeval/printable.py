@@ -7,6 +7,7 @@ act on the reader's screen is replaced by a visible name of itself.
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -31,6 +32,19 @@ def visible(text: str, limit: int | None = None) -> str:
 def visible_lines(text: str) -> str:
     """The same for text of several lines: line feeds and tabs stay."""
     return "".join(_name(c) if _is_unseen(c) and c not in "\n\t" else c for c in text)
+
+
+def quoted(value: object, limit: int = 60) -> str:
+    """A value of a file, as an error names it: of any type, and never at any length.
+
+    Args:
+        limit: longest result in characters; a longer text loses its middle.
+    """
+    short = reprlib.Repr()
+    short.maxlevel = 3
+    short.maxstring = short.maxother = limit
+    shown = short.repr(value)
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 def visible_json(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ldeval.checkpoints import tensor_shapes
 from ldeval.errors import CheckpointError
+from ldeval.printable import quoted
 from ldeval.records import Checkpoint, Manifest
 
 
@@ -37,9 +38,9 @@ class RunChecks:
             first, now = self._shapes.get(name), shapes.get(name)
             if first != now:
                 raise CheckpointError(
-                    f"{checkpoint.path}: tensor {name!r} has shape {now}, the run's "
-                    f"first checkpoint has {first}. Is this checkpoint from another "
-                    "model, or incomplete?"
+                    f"{checkpoint.path}: tensor {quoted(name, 200)} has shape {now}, "
+                    f"the run's first checkpoint has {first}. Is this checkpoint from "
+                    "another model, or incomplete?"
                 )
 
     def check_alike(self, manifest: Manifest) -> None:

@@ -19,6 +19,7 @@ from ldeval.checkpoints.layout import (
 )
 from ldeval.errors import CheckpointError
 from ldeval.files import strict_json
+from ldeval.printable import quoted
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -149,10 +150,12 @@ def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
 def _check_entry(name: str, entry: Any) -> None:
     """A tensor's line in a header: dtype, shape, and where it begins and ends."""
     if not isinstance(entry, dict):
-        raise ValueError(f"tensor {name!r} is {type(entry).__name__}")
+        raise ValueError(f"tensor {quoted(name, 200)} is {type(entry).__name__}")
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not isinstance(shape, list) or not isinstance(offsets, list):
-        raise ValueError(f"tensor {name!r} has no shape and data_offsets")
+        raise ValueError(f"tensor {quoted(name, 200)} has no shape and data_offsets")
     whole = all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, *offsets))
     if not whole or len(offsets) != 2 or not isinstance(entry.get("dtype"), str):
-        raise ValueError(f"tensor {name!r} has no dtype, shape and data_offsets")
+        raise ValueError(
+            f"tensor {quoted(name, 200)} has no dtype, shape and data_offsets"
+        )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ldeval.compare.clusters import Strings
 from ldeval.errors import MismatchError, ProbeError
+from ldeval.printable import quoted
 from ldeval.records import (
     KIND_BY_NAME,
     KIND_NAMES,
@@ -130,7 +131,7 @@ def check_rows(table: Rows) -> None:
     for kind in np.unique(table.kinds).tolist():
         if kind not in KIND_BY_NAME:
             raise ProbeError(
-                f"step {table.manifest.step} holds the unknown kind {kind!r}. "
+                f"step {table.manifest.step} holds the unknown kind {quoted(kind)}. "
                 f"Valid kinds: {', '.join(KIND_NAMES)}.",
                 field="kind",
             )

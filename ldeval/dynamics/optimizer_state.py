@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldeval.dynamics.causal_lm import CausalLM
 from ldeval.errors import CheckpointError, TheoryError
+from ldeval.printable import quoted
 
 Family = Literal["sgd", "rmsprop", "adam", "adamw"]
 FAMILIES: tuple[Family, ...] = ("sgd", "rmsprop", "adam", "adamw")
@@ -147,8 +148,8 @@ def _named(
                 elif isinstance(value, Tensor):
                     if which not in _MOMENTS:
                         raise TheoryError(
-                            f"{place}: remembers {which!r}, which no optimizer that is "
-                            f"computed here does. Valid: {', '.join(FAMILIES)}."
+                            f"{place}: remembers {quoted(which)}, which no optimizer "
+                            f"that is computed here does. Valid: {', '.join(FAMILIES)}."
                         )
                     _check_shape(value, lm.trainable[name], name, place)
                     moments.setdefault(which, {})[name] = value

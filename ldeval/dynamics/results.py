@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from ldeval.errors import IncompleteError, StoreError
 from ldeval.files import strict_json, write_whole
 from ldeval.parquet import read_parquet
+from ldeval.printable import quoted
 from ldeval.records import (
     DYNAMICS_VERSION,
     Agreement,
@@ -255,7 +256,8 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if version != DYNAMICS_VERSION:
         raise StoreError(
-            f"{path}: schema version {version!r}; this ldeval reads {DYNAMICS_VERSION}."
+            f"{path}: schema version {quoted(version)}; this ldeval reads "
+            f"{DYNAMICS_VERSION}."
         )
     return dict(record)
 
@@ -292,7 +294,7 @@ def _number(value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{str(value)[:40]!r} is no number")
+        raise TypeError(f"{quoted(value)} is no number")
     return float(value)
 
 
@@ -307,7 +309,7 @@ def _numbers(row: Mapping[str, Any], texts: tuple[str, ...]) -> dict[str, Any]:
 def _list(value: Any) -> list[Any]:
     """A list; a text too could be taken apart, into its characters."""
     if not isinstance(value, list):
-        raise TypeError(f"{str(value)[:40]!r} is no list")
+        raise TypeError(f"{quoted(value)} is no list")
     return value
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ldeval.errors import ProbeError
+from ldeval.printable import quoted
 from ldeval.probes.prompts import shared_messages, shared_text_prompt
 from ldeval.probes.sources import BadRow, Row
 from ldeval.probes.surface import without_ending
@@ -265,7 +266,7 @@ def _answer(messages: Sequence[Message]) -> str:
     if len(messages) != 1:
         raise _UnusableError(f"the response is {len(messages)} messages, not one")
     if messages[0]["role"] != "assistant":
-        raise _UnusableError(f"the response has the role {messages[0]['role']!r}")
+        raise _UnusableError(f"the response has the role {quoted(messages[0]['role'])}")
     return messages[0]["content"]
 
 
@@ -288,7 +289,7 @@ def _message(item: Any) -> Message:
     role = item.get("role", item.get("from"))
     role = _ROLES.get(str(role), role)
     if role not in _KNOWN_ROLES:
-        raise _UnusableError(f"a message has the role {str(role)[:40]!r}")
+        raise _UnusableError(f"a message has the role {quoted(role)}")
     content = item.get("content", item.get("value"))
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)

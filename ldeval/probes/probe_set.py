@@ -28,6 +28,7 @@ import jsonlines
 
 from ldeval.errors import ProbeError
 from ldeval.files import place, strict_json, written
+from ldeval.printable import quoted
 from ldeval.probes.dataset import is_dataset, read_dataset
 from ldeval.records import KIND_NAMES, REFERENCE_FIELDS, Message, Probe, Response
 
@@ -179,7 +180,9 @@ def parse_prompt(
         role = _text(message.get("role"), f"{where}.role", place)
         if role not in _ROLES:
             raise place.fault(
-                f"{where}.role", f"is {role!r}.", f"Valid roles: {', '.join(_ROLES)}."
+                f"{where}.role",
+                f"is {quoted(role)}.",
+                f"Valid roles: {', '.join(_ROLES)}.",
             )
         content = _text(message.get("content"), f"{where}.content", place)
         messages.append({"role": role, "content": content})
@@ -377,7 +380,8 @@ def read_probes(path: str | Path) -> ProbeSet:
         probe = parse_probe(record, path=file, line=line)
         if probe.probe_id in seen:
             raise ProbeError(
-                f"repeats {probe.probe_id!r} of line {seen[probe.probe_id]}.",
+                f"repeats {quoted(probe.probe_id, 200)} of line "
+                f"{seen[probe.probe_id]}.",
                 path=file,
                 line=line,
                 field="probe_id",

@@ -14,6 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from ldeval.printable import quoted
+
 
 def check_types(record: Any) -> None:
     """Compare every field of a dataclass with its annotation, deeply.
@@ -29,9 +31,7 @@ def check_types(record: Any) -> None:
     for name, hint in _hints(kind).items():
         value = getattr(record, name)
         if not _fits(value, hint):
-            shown = repr(value)
-            shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
-            raise TypeError(f"field {name!r} is {shown}, not {_called(hint)}")
+            raise TypeError(f"field {name!r} is {quoted(value)}, not {_called(hint)}")
 
 
 @cache

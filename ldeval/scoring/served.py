@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ldeval.errors import ScoringError, UnsupportedBackendError
+from ldeval.printable import quoted
 from ldeval.records import TokenScores
 from ldeval.scoring import completions
 from ldeval.scoring.batch import ScoreRequest, checked, grouped, lookup, with_argmax
@@ -425,7 +426,7 @@ def _entry(key: str, value: Mapping[str, Any]) -> tuple[int, int, float]:
     """(rank, token id, ln p)."""
     rank, logprob = value["rank"], value["logprob"]
     if not isinstance(rank, int) or not isinstance(logprob, int | float):
-        raise TypeError(f"rank {rank!r}, logprob {logprob!r}")
+        raise TypeError(f"rank {quoted(rank)}, logprob {quoted(logprob)}")
     return rank, int(key), -math.inf if logprob == CLAMPED else float(logprob)
 
 

@@ -14,6 +14,7 @@ from ldeval.files import (
     strict_json,
     understood,
 )
+from ldeval.printable import quoted
 from ldeval.records import (
     SCHEMA_VERSION,
     Excluded,
@@ -66,8 +67,8 @@ def manifest_from_json(record: Any, place: str) -> Manifest:
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise StoreError(
-            f"{place}: schema version {version!r}; this ldeval reads {SCHEMA_VERSION}. "
-            "Score again, or use the ldeval that wrote it."
+            f"{place}: schema version {quoted(version)}; this ldeval reads "
+            f"{SCHEMA_VERSION}. Score again, or use the ldeval that wrote it."
         )
     fields = {field.name for field in dataclasses.fields(Manifest)}
     remedy = "Delete this step's folder and run the sweep again."

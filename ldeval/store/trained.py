@@ -15,6 +15,7 @@ from ldeval.files import (
     strict_json,
     understood,
 )
+from ldeval.printable import quoted
 from ldeval.store.layout import (
     TRAINED,
 )
@@ -81,5 +82,5 @@ def _example_id(value: object) -> str:
 
 def _count(name: str, value: object) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise TypeError(f"{name} is {str(value)[:40]!r}, not a count")
+        raise TypeError(f"{name} is {quoted(value)}, not a count")
     return value

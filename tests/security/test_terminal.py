@@ -6,11 +6,13 @@ import dataclasses
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ldeval.bundled import bundled_probes
 from ldeval.cli import main
+from ldeval.printable import quoted
 from ldeval.probes import probe_to_record, read_probes
 from ldeval.records import Response
 
@@ -34,6 +36,25 @@ def hostile(tmp_path: Path) -> Path:
     path = tmp_path / "probes.jsonl"
     path.write_text(json.dumps(probe_to_record(probe)) + "\n")
     return path
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_a_value_of_a_file_is_quoted_at_no_length(size: int) -> None:
+    deep: list[Any] = []
+    for _ in range(size):
+        deep = [deep]
+    for value in (
+        "'\x1b" * size,
+        [1.5] * size,
+        {"a" * size: deep},
+        deep,
+        7 * size,
+        None,
+    ):
+        shown = quoted(value)
+        assert 0 < len(shown) <= 60
+        assert size > 1 or isinstance(value, list | dict) or shown == repr(value)
+    assert len(quoted("x" * size, 200)) <= 200
 
 
 def test_probes_are_shown_as_json_that_means_what_it_meant(
