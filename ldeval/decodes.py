@@ -19,7 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldeval.errors import MismatchError, StoreError
-from ldeval.files import local_copy, named, strict_json, understood, written
+from ldeval.files import (
+    local_copy,
+    named,
+    refuse_link,
+    strict_json,
+    understood,
+    written,
+)
 from ldeval.parquet import read_parquet
 from ldeval.printable import quoted
 from ldeval.records import DECODES_VERSION, Excluded, GreedyDecode, GreedyDecodes
@@ -46,9 +53,11 @@ def write_decodes(run: Path, decodes: GreedyDecodes) -> Path:
     """Keep the decodes of one checkpoint beside its run's tables.
 
     Raises:
-        StoreError: when the disk is full or cannot be written.
+        StoreError: when the disk is full or cannot be written, or their folder is a
+            link.
     """
     path = decodes_place(run, decodes.step)
+    refuse_link(path.parent)
     about = {
         "version": DECODES_VERSION,
         **{name: getattr(decodes, name) for name in _ABOUT},

@@ -25,7 +25,14 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from ldeval.errors import StoreError
-from ldeval.files import is_remote, named, read_text, remove, write_whole
+from ldeval.files import (
+    is_remote,
+    named,
+    read_text,
+    refuse_link,
+    remove,
+    write_whole,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +60,10 @@ def writing(run: Path, *, patience: float = PATIENCE) -> Iterator[Callable[[], N
         was out of reach for long finds that another has taken the run over.
 
     Raises:
-        StoreError: another process writes it, or the store cannot be written.
+        StoreError: another process writes it, it is a link, or the store cannot be
+            written.
     """
+    refuse_link(run)
     if is_remote(run):
         with _leased(run / LEASE, patience) as lease:
             yield lease.check

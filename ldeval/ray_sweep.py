@@ -16,7 +16,7 @@ from typing import Any
 
 from ldeval.decodes import decodes_place, kept_decodes
 from ldeval.errors import CheckpointError, ClusterError, ScoringError, StoreError
-from ldeval.files import remove, remove_tree
+from ldeval.files import refuse_link, remove, remove_tree
 from ldeval.lease import writing
 from ldeval.ray_cluster import Cluster, connected
 from ldeval.ray_pool import Pool, Task
@@ -128,6 +128,9 @@ class ShardedSweep(Sweep):
         self._target = run_folder(settings.store, settings.run)
         count = begun_with(self._target) or cluster.shards or cluster.workers or 1
         self._shards = cut(settings.probes, count)
+        parts = self._target / FOLDER
+        for folder in (parts, *(parts / shard.name for shard in self._shards)):
+            refuse_link(folder)
         self._first: Checkpoint | None = None
         pool.begin(
             {shard.number: self._of(shard) for shard in self._shards},

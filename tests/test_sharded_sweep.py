@@ -123,6 +123,19 @@ def test_a_step_that_one_shard_cannot_score_stays_in_the_others(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("name", [FOLDER, f"{FOLDER}/shard_0001_of_0002"])
+def test_shards_are_not_scored_into_a_folder_that_is_a_link(
+    trained: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(StoreError, match="is a link"):
+        swept(trained, asked_of(trained, tmp_path), PoolOfOne())
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_what_shards_scored_is_not_joined_into_a_run_that_was_lost_meanwhile(
     trained: Path, tmp_path: Path
 ) -> None:

@@ -27,7 +27,13 @@ from ldeval.files.trees import (
     replace_tree,
     restore_tree,
 )
-from ldeval.files.writing import copy_whole, write_together, write_whole, written
+from ldeval.files.writing import (
+    copy_whole,
+    refuse_link,
+    write_together,
+    write_whole,
+    written,
+)
 
 __all__ = [
     "DAMAGED_ARRAY",
@@ -44,6 +50,7 @@ __all__ = [
     "passing_downloads",
     "place",
     "read_text",
+    "refuse_link",
     "remove",
     "remove_tree",
     "replace_tree",

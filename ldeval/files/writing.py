@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from ldeval.errors import StoreError
 from ldeval.files.litter import clear_litter, temporary_name
 from ldeval.files.places import is_remote, named, tried
 from ldeval.files.trees import flush_folder, remove
@@ -52,6 +53,22 @@ def written(path: Path) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
             raise
         flush_folder(path.parent)
+
+
+def refuse_link(folder: Path) -> None:
+    """Look, before files are written into a folder of a store, that it is none of
+    another place: a store of somebody else could send them anywhere. The store itself
+    was named by whoever writes, and may be a link.
+
+    Raises:
+        StoreError: the folder is a link.
+    """
+    with named(folder):
+        if not is_remote(folder) and folder.is_symlink():
+            raise StoreError(
+                f"{folder}: is a link, and nothing in a store is written through one. "
+                "Put the folder that it leads to in its place, or delete the link."
+            )
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ldeval.files import (
     place,
+    refuse_link,
     remove,
     remove_tree,
     write_whole,
@@ -44,8 +45,8 @@ def write_table(folder: str | Path, table: ScoreTable) -> Manifest:
         The manifest as written, with the files' sizes and hashes.
 
     Raises:
-        StoreError: when the disk is full or cannot be written; nothing that was
-            complete before is touched then.
+        StoreError: when the disk is full or cannot be written, or the folder is a
+            link; nothing that was complete before is touched then.
     """
     return write_parts(folder, table.manifest, [table])
 
@@ -63,6 +64,7 @@ def write_parts(
     Returns, Raises: as :func:`write_table`.
     """
     folder = place(folder)
+    refuse_link(folder)
     # incomplete leftovers of a killed run, or a table being replaced: without its
     # manifest it is incomplete from here on
     remove(folder / MANIFEST)

@@ -12,13 +12,21 @@ import pytest
 from ldeval.bundled import bundled_probes
 from ldeval.checkpoints import check_weights, describe_checkpoint, weight_files
 from ldeval.cli import main
+from ldeval.decodes import write_decodes
 from ldeval.errors import CheckpointError, StoreError
 from ldeval.files import write_whole
 from ldeval.imported import write_levels
 from ldeval.lease import LOCK, writing
 from ldeval.probes import probe_to_record, read_probes
-from ldeval.records import LevelRun
-from ldeval.store import MANIFEST, open_run, read_table, step_folder, write_table
+from ldeval.records import GreedyDecodes, LevelRun
+from ldeval.store import (
+    MANIFEST,
+    open_run,
+    read_table,
+    run_folder,
+    step_folder,
+    write_table,
+)
 from ldeval.texts import find_texts
 from tests.tiny import save_run
 
@@ -124,9 +132,42 @@ def test_a_step_that_is_a_link_is_not_emptied(store: Path, tmp_path: Path) -> No
     kept = tmp_path / "kept"
     folder.rename(kept)
     folder.symlink_to(kept, target_is_directory=True)
-    with pytest.raises(StoreError, match="cannot be"):
+    before = sorted(kept.iterdir())
+    with pytest.raises(StoreError, match=r"step_000001: is a link.*delete the link"):
         write_table(folder, table)
-    assert (kept / "tokens.parquet").is_file()
+    assert sorted(kept.iterdir()) == before
+
+
+def test_nothing_is_written_through_a_run_that_is_a_link(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "run").symlink_to("../home", target_is_directory=True)
+    with (
+        pytest.raises(StoreError, match=r"store/run: is a link.*delete the link"),
+        writing(run_folder(store, "run")),
+    ):
+        pass
+    assert not list(home.iterdir())
+
+
+def test_no_decodes_are_written_through_a_link(tmp_path: Path) -> None:
+    decodes = GreedyDecodes(0, "w", "p", 0, 1, "hf", "float32", ())
+    run = tmp_path / "run"
+    assert write_decodes(run, decodes).is_file()
+    (run / "greedy").rename(tmp_path / "kept")
+    (run / "greedy").symlink_to(tmp_path / "kept", target_is_directory=True)
+    with pytest.raises(StoreError, match=r"greedy: is a link"):
+        write_decodes(run, decodes)
+
+
+def test_a_store_that_is_a_link_is_written(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "store").symlink_to(disk, target_is_directory=True)
+    with writing(run_folder(tmp_path / "store", "run")):
+        assert (disk / "run" / LOCK).is_file()
 
 
 def test_the_lock_of_a_run_follows_no_link(tmp_path: Path) -> None:
