@@ -18,6 +18,7 @@ _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=www
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _BLOCK = re.compile(r"^(\s*\d*)([-#+=.)])")
 _FORMULA = frozenset("=+-@")
+_CELL_ENDS = re.compile(r"([;\t\r\n])")
 _ASCII = str.maketrans(
     {
         "−": "-",
@@ -61,11 +62,27 @@ def for_csv(text: str) -> str:
 
     An apostrophe goes before what could begin one: a sign of a formula, of another
     width too, also behind whitespace and characters without a glyph; or a tab or a line
-    break. For texts alone: a number may be negative.
+    break. One goes behind a semicolon, a tab or a line break too where a sign follows:
+    a spreadsheet whose cells end there would begin another one with it. For texts
+    alone: a number may be negative.
     """
-    seen = (c for c in text if not c.isspace() and unicodedata.category(c)[0] != "C")
-    opening = unicodedata.normalize("NFKC", next(seen, ""))[:1]
-    return "'" + text if opening in _FORMULA or text[:1] in ("\t", "\r", "\n") else text
+    first, *others = _CELL_ENDS.split(text)
+    for place in range(1, len(others), 2):
+        # quotes that open a cell are taken away
+        if _is_formula(others[place], skipped='"'):
+            others[place] = "'" + others[place]
+    guarded = "".join([first, *others])
+    opens = _is_formula(text) or text[:1] in ("\t", "\r", "\n")
+    return "'" + guarded if opens else guarded
+
+
+def _is_formula(text: str, skipped: str = "") -> bool:
+    seen = (
+        c
+        for c in text
+        if not c.isspace() and unicodedata.category(c)[0] != "C" and c not in skipped
+    )
+    return unicodedata.normalize("NFKC", next(seen, ""))[:1] in _FORMULA
 
 
 def for_ascii(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -92,22 +94,42 @@ def test_negative_numbers_stay_numbers(comparison: Comparison) -> None:
     assert list(cells(table))[-3:] == ["'-1", "-1.5", "-2"]
 
 
-@given(st.one_of(HOSTILE, st.text()))
+@given(st.one_of(HOSTILE, st.text(st.characters(exclude_characters=";\t\r\n"))))
 def test_the_guard_is_one_apostrophe_before_what_needs_it(text: str) -> None:
     shown = for_csv(text)
-    assert shown == (f"'{text}" if is_formula(text) else text)
+    if len(re.split(r"[;\t\r\n]", text)) == 1:
+        assert shown == (f"'{text}" if is_formula(text) else text)
+    assert not is_formula(shown)
+
+
+@given(st.lists(HOSTILE | st.text(max_size=8) | st.sampled_from(';\t\r\n"')))
+def test_no_cell_is_a_formula_where_cells_end_otherwise(parts: list[str]) -> None:
+    text = "".join(parts)
+    shown = for_csv(text)
+    for cell in re.split(r"[;\t\r\n]", shown)[1:]:
+        assert not is_formula(cell.replace('"', ""))
+    assert len(shown) <= len(text) + 1 + len(re.findall(r"[;\t\r\n]", text))
+
+
+def test_semicolons_of_plain_text_are_left_as_they_are() -> None:
+    assert for_csv("a;=HYPERLINK(1)") == "a;'=HYPERLINK(1)"
+    assert for_csv('a\t"+1"') == 'a\t\'"+1"'
+    for text in ("one; two", "x;y=1", "a;'=1", "p = 1; n - 2", "a\nb"):
+        assert for_csv(text) == text
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine")
 def test_the_page_guards_the_same_texts() -> None:
     texts = ["=1", " =1", "＝1", "\u200b@x", "-1", "\tx", "a=1", "chosen", "", "\0+"]
+    texts += ["a;=1", "a; b", ';\t "＋1;', "a\r\n-1", "\t\t=1", "; x;@y"]
     code = EXPORT.read_text(encoding="utf-8")
-    start = code.index("function beginsFormula")
+    start = code.index("function guardFormulas")
     function = code[start : code.index("function csvCell")]
-    script = f"{function}\nfor (const t of {texts!r}) console.log(beginsFormula(t));"
+    tell = "console.log(JSON.stringify(guardFormulas(text)))"
+    script = f"{function}\nfor (const text of {texts!r}) {tell};"
     script = script.replace("\\U", "\\u")
     done = subprocess.run(
         ["node", "-e", script], capture_output=True, text=True, check=True
     )
-    told = [line == "true" for line in done.stdout.split()]
-    assert told == [for_csv(text) != text for text in texts]
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert shown == [for_csv(text) for text in texts]

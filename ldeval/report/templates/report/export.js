@@ -23,17 +23,20 @@ function cells(record) {
   return row;
 }
 
-/** Whether a spreadsheet could take a text for a formula, as escape.for_csv tells. */
-function beginsFormula(text) {
-  const [opening = ""] = text.replace(/^[\s\p{C}]+/u, "");
-  return /^[=+\-@]/.test(opening.normalize("NFKC")) || /^[\t\r\n]/.test(text);
+/** A text with apostrophes before what a spreadsheet could run, as escape.for_csv has. */
+function guardFormulas(text) {
+  const signed = ([opening = ""]) => /^[=+\-@]/.test(opening.normalize("NFKC"));
+  const guarded = text.split(/([;\t\r\n])/).map((part, i) =>
+    i > 0 && i % 2 === 0 && signed(part.replace(/^["\s\p{C}]+/u, "")) ? "'" + part : part);
+  const opens = signed(text.replace(/^[\s\p{C}]+/u, "")) || /^[\t\r\n]/.test(text);
+  return (opens ? "'" : "") + guarded.join("");
 }
 
 function csvCell(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "";
   if (typeof value === "boolean") return value ? "True" : "False";
   if (typeof value !== "string") return String(value);
-  const safe = beginsFormula(value) ? "'" + value : value;
+  const safe = guardFormulas(value);
   return /[",\r\n]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
 }
 
