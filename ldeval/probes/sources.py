@@ -282,10 +282,12 @@ def _datasets() -> Any:
 
 def _saved(folder: Path, split: str) -> Iterator[Row | BadRow]:
     """What ``Dataset.save_to_disk`` wrote; memory-mapped, so it never is in memory."""
+    import pyarrow as pa
+
     datasets = _datasets()
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
+    except (*_NO_DATASET, pa.ArrowException) as error:
         raise ProbeError(
             f"is not a saved dataset that can be read ({error}).",
             path=folder,
@@ -299,19 +301,59 @@ def _saved(folder: Path, split: str) -> Iterator[Row | BadRow]:
                 remedy=f"Its splits: {', '.join(loaded)}; choose one with --split.",
             )
         loaded = loaded[split]
-    for start in range(0, len(loaded), BATCH_ROWS):
-        columns = loaded[start : start + BATCH_ROWS]
-        count = len(next(iter(columns.values()), []))
-        for offset in range(count):
-            values = {key: column[offset] for key, column in columns.items()}
-            yield Row(f"{folder.name}:{start + offset + 1}", values)
+    kept = _closed(loaded.features)
+    stored = loaded.with_format("arrow")
+    for start in range(0, len(stored), BATCH_ROWS):
+        rows = stored[start : start + BATCH_ROWS].to_pylist()
+        for number, values in enumerate(rows, start + 1):
+            place = f"{folder.name}:{number}"
+            try:
+                row: Row | BadRow = Row(place, kept.decode_example(values))
+            except (ValueError, RecursionError):
+                row = BadRow(place, "not valid JSON")
+            yield row
+
+
+_NO_DATASET = (
+    OSError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What ``datasets`` raises at a folder whose JSON is not what it writes itself."""
+
+
+def _closed(features: Any) -> Any:
+    """Features by which nothing is opened that a row names.
+
+    An image, a sound or a film may be stored as a path or an address, and would be
+    fetched when its row is read; here it stays what is stored. JSON alone is decoded.
+    """
+    closed = features.copy()
+    _close(dict(closed))
+    return type(features)(closed)  # made anew: it notes at once what to decode
+
+
+def _close(feature: Any) -> None:
+    if isinstance(feature, dict):
+        for part in feature.values():
+            _close(part)
+    elif isinstance(feature, list | tuple):
+        for part in feature:
+            _close(part)
+    elif hasattr(feature, "feature"):  # a list's
+        _close(feature.feature)
+    elif hasattr(feature, "decode") and type(feature).__name__ != "Json":
+        feature.decode = False
 
 
 def _named(name: str, split: str) -> Iterator[Row | BadRow]:
     datasets = _datasets()
     try:
         stream = datasets.load_dataset(name, split=split, streaming=True)
-        for number, values in enumerate(stream, 1):
+        for number, values in enumerate(_streamed(stream), 1):
             yield Row(f"{name}/{split}:{number}", values)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
@@ -321,6 +363,16 @@ def _named(name: str, split: str) -> Iterator[Row | BadRow]:
             remedy="There is no such file here; is it the name of a dataset on the "
             "Hub, with this split, and can the Hub be reached?",
         ) from error
+
+
+def _streamed(stream: Any) -> Iterator[Mapping[str, Any]]:
+    """The rows of a stream, with nothing opened that they name."""
+    if stream.features is None:  # then nothing is decoded either
+        yield from stream
+        return
+    kept = _closed(stream.features)
+    for values in stream.decode(False):
+        yield kept.decode_example(values)
 
 
 _READERS: Mapping[str, Callable[[Path, str], Iterator[Row | BadRow]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -88,6 +89,43 @@ def test_a_saved_dataset_gives_its_split(tmp_path: Path) -> None:
     assert values(tmp_path / "two", split="eval") == ROWS[:3]
     with pytest.raises(ProbeError, match=r"no split 'test'.*train, eval"):
         values(tmp_path / "two", split="test")
+
+
+def test_json_in_a_saved_dataset_is_decoded_and_its_format_put_aside(
+    tmp_path: Path,
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"chosen": [{"role": "user", "content": f"a{n}"}, {"b": n}]} for n in (1, 2)
+    ]
+    features = datasets.Features({"chosen": datasets.List(datasets.Json())})
+    saved = datasets.Dataset.from_list(rows, features=features)
+    saved.with_format("numpy").save_to_disk(str(tmp_path / "one"))
+    assert values(tmp_path / "one") == rows
+
+
+def test_a_cell_of_a_saved_dataset_that_is_no_json_costs_its_row(
+    tmp_path: Path,
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    for number, text in enumerate(("{", "[" * 100_000)):
+        folder = tmp_path / str(number)
+        cells = pa.array(["[1]", text], pa.json_())
+        datasets.Dataset(pa.table({"a": cells})).save_to_disk(str(folder))
+        bad = BadRow(f"{number}:2", "not valid JSON")
+        assert list(read_rows(folder)) == [Row(f"{number}:1", {"a": [1]}), bad]
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"features": 3}', "[" * 100_000])
+def test_a_saved_dataset_with_damaged_json_is_refused_by_name(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS[:2]).save_to_disk(str(tmp_path / "one"))
+    (tmp_path / "one" / name).write_text(content)
+    with contextlib.suppress(ProbeError):  # {} says nothing of features, and may
+        assert values(tmp_path / "one") == ROWS[:2]
 
 
 def test_elements_of_an_array_are_decoded_across_chunks(
