@@ -23,8 +23,9 @@ from ldeval.errors import MissingExtraError, ProbeError
 
 BATCH_ROWS = 256
 """Rows of a columnar file that are decoded at a time."""
-CSV_FIELD_LIMIT = 64 * 2**20
-"""Characters of one CSV field; the module's own limit is 131,072."""
+LONGEST_ROW = 16 * 2**20
+"""Characters (of JSON Lines: bytes) of one record; a context of a million tokens has
+four million. A packed file of kilobytes can hold a line without end."""
 JSON_CHUNK = 2**20
 """Characters that are read at a time from a file that holds one JSON array."""
 
@@ -140,10 +141,15 @@ def _record(value: object, place: str) -> Row | BadRow:
 
 def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
     with _open(path) as handle:
-        for number, line in enumerate(handle, 1):
+        lines = iter(lambda: handle.readline(LONGEST_ROW + 1), b"")
+        for number, line in enumerate(lines, 1):
+            place = f"{name}:{number}"
+            if len(line) > LONGEST_ROW:
+                yield BadRow(place, f"longer than {LONGEST_ROW:,} bytes")
+                _pass_line(handle, line)
+                continue
             if not line.strip():
                 continue
-            place = f"{name}:{number}"
             try:
                 value = json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
@@ -152,6 +158,12 @@ def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
                 yield BadRow(place, "not valid JSON")
             else:
                 yield _record(value, place)
+
+
+def _pass_line(handle: BinaryIO, part: bytes) -> None:
+    """Read on to the end of a line, and keep nothing of it."""
+    while part and not part.endswith(b"\n"):
+        part = handle.readline(JSON_CHUNK)
 
 
 def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
@@ -178,7 +190,16 @@ def _json_array(path: Path, name: str) -> Iterator[Row | BadRow]:
                 value, at = decoder.raw_decode(buffer, at)
             except (ValueError, RecursionError):
                 # doubling, so that one huge element is not decoded once a chunk
-                more = _chunk(handle, path, max(JSON_CHUNK, len(buffer) - at))
+                held = len(buffer) - at
+                if held > LONGEST_ROW:
+                    raise ProbeError(
+                        f"element {number + 1} is not valid JSON, or longer than "
+                        f"{LONGEST_ROW:,} characters.",
+                        path=path,
+                        remedy="Was the file exported whole? Take the element out.",
+                    ) from None
+                size = min(max(JSON_CHUNK, held), LONGEST_ROW + 1 - held)
+                more = _chunk(handle, path, size)
                 if not more:
                     raise ProbeError(
                         f"is not valid JSON after element {number}.",
@@ -208,11 +229,27 @@ def _chunk(handle: io.TextIOBase, path: Path, size: int = JSON_CHUNK) -> str:
 @contextmanager
 def _wide_fields() -> Iterator[None]:
     """The limit is the module's, for the whole process: set it, put it back."""
-    before = csv.field_size_limit(CSV_FIELD_LIMIT)
+    before = csv.field_size_limit(LONGEST_ROW)
     try:
         yield
     finally:
         csv.field_size_limit(before)
+
+
+class _Lines:
+    """Lines of a file, until those of one record are too many to be held."""
+
+    def __init__(self, handle: io.TextIOWrapper) -> None:
+        self._handle = handle
+        self.record = 0
+        """Characters since the record began; whoever has read it sets 0."""
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._handle.readline(LONGEST_ROW + 1):
+            self.record += len(line)
+            if self.record > LONGEST_ROW:
+                raise csv.Error(f"longer than {LONGEST_ROW:,} characters")
+            yield line
 
 
 def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
@@ -220,13 +257,15 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
     with _open(path) as raw, _wide_fields():
         handle = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
         # strict: otherwise a quote that is never closed swallows the rest of the file
-        reader = csv.reader(handle, delimiter=delimiter, strict=True)
+        lines = _Lines(handle)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         started = 1
         try:
             header = next(reader, [])
+            lines.record = 0
             for values in reader:
                 place = f"{name}:{started + 1}"
-                started = reader.line_num
+                started, lines.record = reader.line_num, 0
                 if not values:
                     continue
                 if len(values) != len(header):
