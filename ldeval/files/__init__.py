@@ -4,6 +4,7 @@ Every file that ldeval leaves behind is written here; places at URLs and on disk
 used alike.
 """
 
+from ldeval.files.arrays import claimed_shape
 from ldeval.files.formats import DAMAGED_ARRAY, strict_json, understood
 from ldeval.files.litter import clear_litter, temporary_folder, temporary_name
 from ldeval.files.places import (
@@ -33,6 +34,7 @@ __all__ = [
     "DAMAGED_ARRAY",
     "REACH",
     "ROOM",
+    "claimed_shape",
     "clear_litter",
     "copy_whole",
     "file_size",
