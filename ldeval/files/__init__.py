@@ -5,7 +5,7 @@ used alike.
 """
 
 from ldeval.files.arrays import claimed_shape
-from ldeval.files.formats import DAMAGED_ARRAY, strict_json, understood
+from ldeval.files.formats import DAMAGED_ARRAY, lenient_json, strict_json, understood
 from ldeval.files.litter import clear_litter, temporary_folder, temporary_name
 from ldeval.files.places import (
     REACH,
@@ -39,6 +39,7 @@ __all__ = [
     "copy_whole",
     "file_size",
     "is_remote",
+    "lenient_json",
     "local_copy",
     "move_tree",
     "named",

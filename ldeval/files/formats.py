@@ -96,6 +96,19 @@ def strict_json(
     return value
 
 
+def lenient_json(text: str | bytes) -> Any:
+    """A value as Python reads it: with NaN and Infinity, with the last of a name that
+    stands twice, and with halves of characters, which other writers let through.
+
+    Raises:
+        ValueError: it is not JSON, or nested without end.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
