@@ -25,7 +25,7 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from ldeval.errors import StoreError
-from ldeval.files import is_remote, named, read_text, remove, write_whole
+from ldeval.files import is_remote, lenient_json, named, read_text, remove, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _taken(run: Path, holder: str) -> StoreError:
 
 def _holder(lease: Path) -> str:
     try:
-        record = json.loads(read_text(lease))
+        record = lenient_json(read_text(lease))
         if _myself().items() <= record.items():
             return "another thread of this process"
         return f"process {record['process']} on {record['host']}"
@@ -211,6 +211,6 @@ def _content(path: Path) -> str | None:
 
 def _token(path: Path) -> str | None:
     try:
-        return str(json.loads(_content(path) or "null")["token"])
+        return str(lenient_json(_content(path) or "null")["token"])
     except (ValueError, KeyError, TypeError):
         return None

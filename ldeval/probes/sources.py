@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ldeval.errors import MissingExtraError, ProbeError
+from ldeval.files import lenient_json
 
 BATCH_ROWS = 256
 """Rows of a columnar file that are decoded at a time."""
@@ -151,10 +152,10 @@ def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line.decode("utf-8-sig"))
+                value = lenient_json(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 yield BadRow(place, "not UTF-8")
-            except (ValueError, RecursionError):
+            except ValueError:
                 yield BadRow(place, "not valid JSON")
             else:
                 yield _record(value, place)
