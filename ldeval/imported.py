@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ import numpy as np
 from ldeval.errors import StoreError
 from ldeval.files import (
     DAMAGED_ARRAY,
+    claimed_shape,
     local_copy,
     place,
     read_text,
@@ -38,6 +40,11 @@ from ldeval.store import list_steps, run_folder
 
 LEVELS = "levels.json"
 PROMPTS = "prompts.npz"
+LARGEST = 2**26
+"""Bytes that the arrays may unpack to, however small their file is."""
+RATIO = 16
+"""How many times its size the file may unpack to beyond that: log-probabilities come to
+less than two, unless most are unknown."""
 
 
 def is_imported(run: str | Path) -> bool:
@@ -93,32 +100,65 @@ def read_levels(run: str | Path) -> LevelRun:
             )
         digest = record.pop("prompts_sha256")
         columns = tuple(_from_json(column) for column in record.pop("columns"))
-        prompts = (
-            {} if digest is None else _read_prompts(path.with_name(PROMPTS), digest)
-        )
         for name in ("steps", "notes"):
             if not isinstance(record[name], list):
                 raise TypeError(f"{name} is no list")
             record[name] = tuple(record[name])
-        found = LevelRun(columns=columns, prompts=prompts, **record)
+        found = LevelRun(columns=columns, **record)
+        check_types(found)  # before the arrays, which must be what it says
+        if digest is None:
+            return found
+        prompts = _read_prompts(path.with_name(PROMPTS), digest, found)
+        found = dataclasses.replace(found, prompts=prompts)
         check_types(found)
         return found
 
 
-def _read_prompts(path: Path, digest: str) -> dict[str, Any]:
-    with local_copy(path, digest).open("rb") as handle:
+def _read_prompts(path: Path, digest: str, levels: LevelRun) -> dict[str, Any]:
+    local = local_copy(path, digest)
+    with local.open("rb") as handle:
         if _digest(handle) != digest:
             raise StoreError(
                 f"{path}: was changed or cut short. Import the file again."
             )
         handle.seek(0)
         try:
+            _check_prompts(handle, local.stat().st_size, levels)
+            handle.seek(0)
             with np.load(handle, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         except DAMAGED_ARRAY as error:
             raise StoreError(
                 f"{path}: cannot be read ({error}). Import the file again."
             ) from error
+
+
+def _check_prompts(handle: BinaryIO, packed: int, levels: LevelRun) -> None:
+    """Whether the arrays are of the run's columns and steps, and of as many prompts
+    each; and unpack to no more than what a file of its size can honestly hold.
+
+    Raises:
+        ValueError: they are not.
+    """
+    most = max(LARGEST, RATIO * packed)
+    columns = {f"{column.name}.npy" for column in levels.columns}
+    sizes = set()
+    with zipfile.ZipFile(handle) as archive:
+        names = archive.namelist()
+        if not columns.issuperset(names) or len(set(names)) < len(names):
+            raise ValueError(f"holds {', '.join(names)}, which are not its columns")
+        for name in names:
+            shape = claimed_shape(archive, name, most)
+            if len(shape) != 2 or shape[0] != len(levels.steps):
+                raise ValueError(
+                    f"{name} is of shape {shape}, not of {len(levels.steps)} steps"
+                )
+            sizes.add(shape[1])
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if len(sizes) > 1:
+        raise ValueError(f"its columns hold {sorted(sizes)} prompts, not equally many")
+    if unpacked > most:
+        raise ValueError(f"{packed} bytes unpack to {unpacked}; at most {most}")
 
 
 def _digest(handle: BinaryIO) -> str:

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from ldeval.errors import StoreError
 from ldeval.files import (
     is_remote,
+    lenient_json,
     named,
     read_text,
     refuse_link,
@@ -92,7 +93,7 @@ def _taken(run: Path, holder: str) -> StoreError:
 
 def _holder(lease: Path) -> str:
     try:
-        record = json.loads(read_text(lease))
+        record = lenient_json(read_text(lease))
         if _myself().items() <= record.items():
             return "another thread of this process"
         return f"process {record['process']} on {record['host']}"
@@ -220,6 +221,6 @@ def _content(path: Path) -> str | None:
 
 def _token(path: Path) -> str | None:
     try:
-        return str(json.loads(_content(path) or "null")["token"])
+        return str(lenient_json(_content(path) or "null")["token"])
     except (ValueError, KeyError, TypeError):
         return None

@@ -7,7 +7,6 @@ is what a folder in motion needs.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from ldeval.checkpoints import describe_checkpoint, find_checkpoints, is_saved
 from ldeval.errors import CheckpointError
-from ldeval.files import is_remote, temporary_folder
+from ldeval.files import is_remote, lenient_json, temporary_folder
 from ldeval.lease import writing
 from ldeval.records import Checkpoint
 from ldeval.scoring.sources import model_source
@@ -116,7 +115,10 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def _is_last(checkpoint: Checkpoint) -> bool:
     state = Path(checkpoint.folder) / "trainer_state.json"
     try:
-        record = json.loads(state.read_text(encoding="utf-8"))
+        record = lenient_json(state.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False  # deleted by the trainer before it was linked: not the last one
-    return int(record.get("global_step", -1)) >= int(record.get("max_steps", 1 << 62))
+    if not isinstance(record, dict):
+        return False
+    done, last = record.get("global_step"), record.get("max_steps")
+    return isinstance(done, int) and isinstance(last, int) and done >= last

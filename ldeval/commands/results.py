@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldeval.commands import add_command, store_place
 from ldeval.commands.output import complain, say
-from ldeval.errors import MismatchError
+from ldeval.errors import CheckpointError, MismatchError
 from ldeval.files import write_whole
 from ldeval.records import OBJECTIVES, VERDICT_NAMES
 
@@ -174,7 +174,7 @@ def _page(
     from dataclasses import replace
 
     from ldeval.imported import is_imported
-    from ldeval.report import PageRun, read_pieces
+    from ldeval.report import PageRun
     from ldeval.report.page.scores import COLUMNS
     from ldeval.store import open_run
     from ldeval.texts import find_texts
@@ -187,9 +187,26 @@ def _page(
         comparison,
         [replace(table, columns=COLUMNS) for table in tables],
         None if texts.probes is None else texts.probes.probes,
-        None if texts.tokenizer is None else read_pieces(texts.tokenizer),
+        _pieces(texts.tokenizer, named=tokenizer is not None),
         pieces_named=tokenizer is not None,
     )
+
+
+def _pieces(place: Path | None, *, named: bool) -> Any:
+    """What tokens spell; None where no tokenizer tells.
+
+    Raises:
+        CheckpointError: one that was named cannot be read; a store's own costs no page.
+    """
+    from ldeval.report import read_pieces
+
+    try:
+        return None if place is None else read_pieces(place)
+    except CheckpointError as error:
+        if named:
+            raise
+        complain(str(error))
+        return None
 
 
 def _joined(pages: Sequence[Any], places: Sequence[Path]) -> list[Any]:

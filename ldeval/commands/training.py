@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from ldeval.commands import add_command
 from ldeval.commands.output import say
 from ldeval.errors import TrainedRecordError
+from ldeval.files import lenient_json
 
 
 def add_training_commands(commands: Any) -> None:
@@ -92,11 +92,11 @@ def _ids(path: Path, field: str) -> list[str]:
     found = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise TrainedRecordError(f"{path}: cannot be read ({error})") from error
     for number, line in enumerate(lines, 1):
         try:
-            found.append(str(json.loads(line)[field]))
+            found.append(str(lenient_json(line)[field]))
         except (ValueError, KeyError, TypeError) as error:
             raise TrainedRecordError(
                 f"{path}:{number}: no field {field!r} ({error}). Name the field of ids "

@@ -10,7 +10,7 @@ import gzip
 import math
 import tokenize
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from ldeval.errors import MissingExtraError, TheoryError
+from ldeval.files import claimed_shape
 from ldeval.records import FloatArray, IntArray
 
 CLASSES = 10
@@ -174,31 +175,9 @@ def _read_npz(path: Path) -> Digits:
 
 
 def _check_claim(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    """Refuse an array that is too large, or says it is larger than its file.
-
-    numpy would ask for the memory that a header claims before it reads on.
-    """
     names = archive.namelist()
     if name not in names:
         wanted = name.removesuffix(".npy")
         held = ", ".join(names) or "nothing"
         raise TheoryError(f"{path}: holds {held}; {wanted} is missing.")
-    size = archive.getinfo(name).file_size
-    if size > MOST_BYTES:
-        raise TheoryError(
-            f"{path}: {name} unpacks to {size} bytes; at most {MOST_BYTES}."
-        )
-    readers: Mapping[tuple[int, int], Callable[[IO[bytes]], Any]] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    with archive.open(name) as stream:
-        version = tuple(np.lib.format.read_magic(stream))  # type: ignore[no-untyped-call]
-        if version not in readers:
-            raise TheoryError(
-                f"{path}: {name} is of version {version}; not 1.0 or 2.0."
-            )
-        shape, _, dtype = readers[version](stream)
-    claimed = math.prod(shape) * dtype.itemsize
-    if claimed > size and not dtype.hasobject:
-        raise TheoryError(f"{path}: {name} claims {claimed} bytes and holds {size}.")
+    claimed_shape(archive, name, MOST_BYTES)

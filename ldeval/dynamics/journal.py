@@ -15,7 +15,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from ldeval.errors import StoreError
-from ldeval.files import named, remove
+from ldeval.files import lenient_json, named, remove
+
+_NO_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+"""What a line of another shape raises."""
 
 
 class Journal:
@@ -98,12 +101,14 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    record = json.loads(line)
+                    record = lenient_json(line)
                     if number == 1:
                         self._check(record["settings"])
                     else:
-                        self._blocks[record["block"]] = record["values"]
-                except (ValueError, KeyError, TypeError) as error:
+                        self._blocks[record["block"]] = [
+                            float(v) for v in record["values"]
+                        ]
+                except _NO_LINE as error:
                     raise StoreError(
                         f"{self._path}:{number}: not a line of a journal ({error}). "
                         "Delete the file to begin anew."

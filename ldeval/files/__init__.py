@@ -4,7 +4,8 @@ Every file that ldeval leaves behind is written here; places at URLs and on disk
 used alike.
 """
 
-from ldeval.files.formats import DAMAGED_ARRAY, strict_json, understood
+from ldeval.files.arrays import claimed_shape
+from ldeval.files.formats import DAMAGED_ARRAY, lenient_json, strict_json, understood
 from ldeval.files.litter import clear_litter, temporary_folder, temporary_name
 from ldeval.files.places import (
     REACH,
@@ -39,10 +40,12 @@ __all__ = [
     "DAMAGED_ARRAY",
     "REACH",
     "ROOM",
+    "claimed_shape",
     "clear_litter",
     "copy_whole",
     "file_size",
     "is_remote",
+    "lenient_json",
     "local_copy",
     "move_tree",
     "named",

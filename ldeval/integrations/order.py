@@ -21,7 +21,7 @@ from typing import Any
 
 from ldeval.checkpoints import find_checkpoints
 from ldeval.errors import TrainedRecordError
-from ldeval.files import write_whole
+from ldeval.files import lenient_json, write_whole
 from ldeval.store import TRAINED
 
 _EPOCH_TOLERANCE = 1e-6
@@ -217,7 +217,7 @@ def _trainer_state(run: Path) -> Mapping[str, Any]:
     """Of the last checkpoint."""
     path = Path(find_checkpoints(run)[-1].path) / "trainer_state.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = lenient_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrainedRecordError(f"{path}: cannot be read ({error})") from error
     if not isinstance(record, dict) or "global_step" not in record:
@@ -261,15 +261,10 @@ def _check_state(
     whole = examples // settings.batch if settings.drop_last else None
     batches = whole or math.ceil(examples / settings.batch)
     updates = math.ceil(batches / settings.accumulation)
-    entries = [*state.get("log_history", ()), state]
-    for entry in entries:
-        step = entry.get("step", entry.get("global_step"))
-        epoch = entry.get("epoch")
-        if step is None or epoch is None:
-            continue
-        passes, left = divmod(int(step), updates)
+    for step, epoch in _logged(state, run):
+        passes, left = divmod(step, updates)
         expected = passes + left * settings.accumulation / batches
-        if abs(float(epoch) - expected) > _EPOCH_TOLERANCE:
+        if abs(epoch - expected) > _EPOCH_TOLERANCE:
             raise TrainedRecordError(
                 f"{run}: its trainer was at epoch {epoch} after step {step}; with "
                 f"{examples} examples in batches of {settings.batch}, "
@@ -287,3 +282,15 @@ def _write(path: Path, steps: Mapping[int, Sequence[str]]) -> None:
         for step, ids in steps.items()
     )
     write_whole(path, "".join(f"{line}\n" for line in lines))
+
+
+def _logged(state: Mapping[str, Any], run: Path) -> list[tuple[int, float]]:
+    """Steps and the epochs that the trainer was at after each, where it says both."""
+    try:
+        entries = [*state.get("log_history", ()), state]
+        pairs = [(e.get("step", e.get("global_step")), e.get("epoch")) for e in entries]
+        return [(int(s), float(e)) for s, e in pairs if None not in (s, e)]
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise TrainedRecordError(
+            f"{run}: the log in its trainer_state.json is not a trainer's ({error})"
+        ) from error

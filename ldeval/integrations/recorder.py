@@ -32,7 +32,7 @@ import torch
 from transformers import TrainerCallback
 
 from ldeval.errors import TrainedRecordError
-from ldeval.files import copy_whole, named, write_whole
+from ldeval.files import copy_whole, lenient_json, named, write_whole
 from ldeval.integrations.order import refuse_shuffled
 from ldeval.store import TRAINED
 
@@ -339,7 +339,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            record = json.loads(line)
+            record = lenient_json(line)
             found.append(
                 {
                     "step": int(record["step"]),
@@ -348,7 +348,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
                     **({"tokens": int(record["tokens"])} if "tokens" in record else {}),
                 }
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise TrainedRecordError(
                 f"{path}:{number}: not a record of step and examples ({error}). Delete "
                 "the line."

@@ -284,6 +284,8 @@ def _load_array(path: Path) -> np.ndarray:
             f"{path}: cannot be read ({error}). Arrays of objects, such as "
             "argmax_token_*.npy, are never unpickled."
         ) from error
+    if not isinstance(array, np.ndarray):  # an archive, which numpy opens unasked
+        raise StoreError(f"{path}: holds an archive of arrays (.npz), not one array.")
     if array.ndim != 3 or array.dtype.kind != "f" or len(array) < 2:
         raise StoreError(
             f"{path}: holds {array.dtype} of shape {array.shape}; an array of floats "

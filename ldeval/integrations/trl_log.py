@@ -6,12 +6,12 @@ a curve are means of different texts: the curves are shown and nothing is judged
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from ldeval.errors import StoreError
+from ldeval.files import lenient_json
 from ldeval.integrations.reference import ImportOptions
 from ldeval.records import LevelColumn, LevelRun
 
@@ -32,14 +32,13 @@ def import_trl_log(path: str | Path, options: ImportOptions) -> LevelRun:
     if path.is_dir():
         path = path / "trainer_state.json"
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        history = state["log_history"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = lenient_json(path.read_text(encoding="utf-8"))
+        rows = _rows(state["log_history"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise StoreError(
             f"{path}: not a trainer_state.json ({error}). TRL writes one into every "
             "checkpoint folder."
         ) from error
-    rows = _rows(history)
     if len(rows) < 2:
         raise StoreError(f"{path}: logs {len(rows)} steps; at least two are needed.")
     steps = sorted(rows)

@@ -6,7 +6,6 @@ configuration alone is computed with; a bare number of parameters gets proportio
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from ldeval.checkpoints import stored_dtype, tensor_shapes
 from ldeval.errors import CheckpointError
+from ldeval.files import lenient_json
 from ldeval.records import Flops, ModelShape, ScoringWork
 
 DTYPE_BYTES = {
@@ -175,7 +175,7 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads")
 def _config(path: Path) -> Mapping[str, Any]:
     """A transformers configuration; of several models in one, the text's."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = lenient_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as a model's configuration ({error}). Give the "
@@ -231,10 +231,11 @@ def _intermediate(config: Mapping[str, Any], hidden: int) -> int:
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int:
-    """The first of some entries that is there; 0 where none is."""
+    """The first of some entries that is there, a size that a model can have; 0 where
+    none is."""
     for name in names:
         value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if type(value) is int and 0 <= value < 1 << 48:
             return value
     return 0
 

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ldeval.errors import MissingExtraError, ProbeError
+from ldeval.files import lenient_json
 
 BATCH_ROWS = 256
 """Rows of a columnar file that are decoded at a time."""
-CSV_FIELD_LIMIT = 64 * 2**20
-"""Characters of one CSV field; the module's own limit is 131,072."""
+LONGEST_ROW = 16 * 2**20
+"""Characters (of JSON Lines: bytes) of one record; a context of a million tokens has
+four million. A packed file of kilobytes can hold a line without end."""
 JSON_CHUNK = 2**20
 """Characters that are read at a time from a file that holds one JSON array."""
 
@@ -140,18 +142,29 @@ def _record(value: object, place: str) -> Row | BadRow:
 
 def _json_lines(path: Path, name: str) -> Iterator[Row | BadRow]:
     with _open(path) as handle:
-        for number, line in enumerate(handle, 1):
+        lines = iter(lambda: handle.readline(LONGEST_ROW + 1), b"")
+        for number, line in enumerate(lines, 1):
+            place = f"{name}:{number}"
+            if len(line) > LONGEST_ROW:
+                yield BadRow(place, f"longer than {LONGEST_ROW:,} bytes")
+                _pass_line(handle, line)
+                continue
             if not line.strip():
                 continue
-            place = f"{name}:{number}"
             try:
-                value = json.loads(line.decode("utf-8-sig"))
+                value = lenient_json(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 yield BadRow(place, "not UTF-8")
-            except (ValueError, RecursionError):
+            except ValueError:
                 yield BadRow(place, "not valid JSON")
             else:
                 yield _record(value, place)
+
+
+def _pass_line(handle: BinaryIO, part: bytes) -> None:
+    """Read on to the end of a line, and keep nothing of it."""
+    while part and not part.endswith(b"\n"):
+        part = handle.readline(JSON_CHUNK)
 
 
 def _json(path: Path, name: str) -> Iterator[Row | BadRow]:
@@ -178,7 +191,16 @@ def _json_array(path: Path, name: str) -> Iterator[Row | BadRow]:
                 value, at = decoder.raw_decode(buffer, at)
             except (ValueError, RecursionError):
                 # doubling, so that one huge element is not decoded once a chunk
-                more = _chunk(handle, path, max(JSON_CHUNK, len(buffer) - at))
+                held = len(buffer) - at
+                if held > LONGEST_ROW:
+                    raise ProbeError(
+                        f"element {number + 1} is not valid JSON, or longer than "
+                        f"{LONGEST_ROW:,} characters.",
+                        path=path,
+                        remedy="Was the file exported whole? Take the element out.",
+                    ) from None
+                size = min(max(JSON_CHUNK, held), LONGEST_ROW + 1 - held)
+                more = _chunk(handle, path, size)
                 if not more:
                     raise ProbeError(
                         f"is not valid JSON after element {number}.",
@@ -208,11 +230,27 @@ def _chunk(handle: io.TextIOBase, path: Path, size: int = JSON_CHUNK) -> str:
 @contextmanager
 def _wide_fields() -> Iterator[None]:
     """The limit is the module's, for the whole process: set it, put it back."""
-    before = csv.field_size_limit(CSV_FIELD_LIMIT)
+    before = csv.field_size_limit(LONGEST_ROW)
     try:
         yield
     finally:
         csv.field_size_limit(before)
+
+
+class _Lines:
+    """Lines of a file, until those of one record are too many to be held."""
+
+    def __init__(self, handle: io.TextIOWrapper) -> None:
+        self._handle = handle
+        self.record = 0
+        """Characters since the record began; whoever has read it sets 0."""
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._handle.readline(LONGEST_ROW + 1):
+            self.record += len(line)
+            if self.record > LONGEST_ROW:
+                raise csv.Error(f"longer than {LONGEST_ROW:,} characters")
+            yield line
 
 
 def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
@@ -220,13 +258,15 @@ def _csv(path: Path, name: str) -> Iterator[Row | BadRow]:
     with _open(path) as raw, _wide_fields():
         handle = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
         # strict: otherwise a quote that is never closed swallows the rest of the file
-        reader = csv.reader(handle, delimiter=delimiter, strict=True)
+        lines = _Lines(handle)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         started = 1
         try:
             header = next(reader, [])
+            lines.record = 0
             for values in reader:
                 place = f"{name}:{started + 1}"
-                started = reader.line_num
+                started, lines.record = reader.line_num, 0
                 if not values:
                     continue
                 if len(values) != len(header):
@@ -282,10 +322,12 @@ def _datasets() -> Any:
 
 def _saved(folder: Path, split: str) -> Iterator[Row | BadRow]:
     """What ``Dataset.save_to_disk`` wrote; memory-mapped, so it never is in memory."""
+    import pyarrow as pa
+
     datasets = _datasets()
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
+    except (*_NO_DATASET, pa.ArrowException) as error:
         raise ProbeError(
             f"is not a saved dataset that can be read ({error}).",
             path=folder,
@@ -299,19 +341,59 @@ def _saved(folder: Path, split: str) -> Iterator[Row | BadRow]:
                 remedy=f"Its splits: {', '.join(loaded)}; choose one with --split.",
             )
         loaded = loaded[split]
-    for start in range(0, len(loaded), BATCH_ROWS):
-        columns = loaded[start : start + BATCH_ROWS]
-        count = len(next(iter(columns.values()), []))
-        for offset in range(count):
-            values = {key: column[offset] for key, column in columns.items()}
-            yield Row(f"{folder.name}:{start + offset + 1}", values)
+    kept = _closed(loaded.features)
+    stored = loaded.with_format("arrow")
+    for start in range(0, len(stored), BATCH_ROWS):
+        rows = stored[start : start + BATCH_ROWS].to_pylist()
+        for number, values in enumerate(rows, start + 1):
+            place = f"{folder.name}:{number}"
+            try:
+                row: Row | BadRow = Row(place, kept.decode_example(values))
+            except (ValueError, RecursionError):
+                row = BadRow(place, "not valid JSON")
+            yield row
+
+
+_NO_DATASET = (
+    OSError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What ``datasets`` raises at a folder whose JSON is not what it writes itself."""
+
+
+def _closed(features: Any) -> Any:
+    """Features by which nothing is opened that a row names.
+
+    An image, a sound or a film may be stored as a path or an address, and would be
+    fetched when its row is read; here it stays what is stored. JSON alone is decoded.
+    """
+    closed = features.copy()
+    _close(dict(closed))
+    return type(features)(closed)  # made anew: it notes at once what to decode
+
+
+def _close(feature: Any) -> None:
+    if isinstance(feature, dict):
+        for part in feature.values():
+            _close(part)
+    elif isinstance(feature, list | tuple):
+        for part in feature:
+            _close(part)
+    elif hasattr(feature, "feature"):  # a list's
+        _close(feature.feature)
+    elif hasattr(feature, "decode") and type(feature).__name__ != "Json":
+        feature.decode = False
 
 
 def _named(name: str, split: str) -> Iterator[Row | BadRow]:
     datasets = _datasets()
     try:
         stream = datasets.load_dataset(name, split=split, streaming=True)
-        for number, values in enumerate(stream, 1):
+        for number, values in enumerate(_streamed(stream), 1):
             yield Row(f"{name}/{split}:{number}", values)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
@@ -321,6 +403,16 @@ def _named(name: str, split: str) -> Iterator[Row | BadRow]:
             remedy="There is no such file here; is it the name of a dataset on the "
             "Hub, with this split, and can the Hub be reached?",
         ) from error
+
+
+def _streamed(stream: Any) -> Iterator[Mapping[str, Any]]:
+    """The rows of a stream, with nothing opened that they name."""
+    if stream.features is None:  # then nothing is decoded either
+        yield from stream
+        return
+    kept = _closed(stream.features)
+    for values in stream.decode(False):
+        yield kept.decode_example(values)
 
 
 _READERS: Mapping[str, Callable[[Path, str], Iterator[Row | BadRow]]] = {

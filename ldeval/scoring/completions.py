@@ -8,7 +8,6 @@ model. What authorises a request stands in no message.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
@@ -30,11 +29,17 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
 from ldeval.errors import ScoringError, UnsupportedBackendError
+from ldeval.files import lenient_json
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LARGEST_ANSWER = 2**24
+"""Bytes of an answer, unpacked, beside those of its scores."""
+SCORE_BYTES = 512
+"""Bytes at most of one token's score in an answer: about a hundred, and more where the
+token's text is long and escaped."""
 EXCERPT = 300
 """Characters of an answer that a message shows."""
 _TRANSIENT = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
@@ -146,7 +151,7 @@ class Connection:
                 "arguments."
             ) from error
         try:
-            answer = json.loads(body)
+            answer = lenient_json(body)
         except ValueError as error:
             raise ScoringError(
                 f"the server's answer is not JSON: {self._excerpt(body)}"
@@ -163,7 +168,7 @@ class Connection:
             async with self._session.post(
                 self._url, json=payload, proxy=self._proxy
             ) as response:
-                body = await response.read()
+                body = await _read(response, _most_bytes(payload))
                 status, after = response.status, response.headers.get("Retry-After")
         except TimeoutError as error:
             raise _TransientError(
@@ -207,6 +212,35 @@ class Connection:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The answer, as far as it is no larger than an honest one: a packed one of
+    megabytes can hold gigabytes.
+
+    Raises:
+        RefusedError: it is larger.
+    """
+    body = bytearray()
+    async for part in response.content.iter_chunked(2**16):
+        body += part
+        if len(body) > most:
+            raise RefusedError(
+                f"the server answers with more than {most:,} bytes, which is more than "
+                "what was asked for can take. Is it a completions server?"
+            )
+    return bytes(body)
+
+
+def _most_bytes(payload: Mapping[str, Any]) -> int:
+    """Bytes that the answer to a request may have, unpacked."""
+    prompt = payload.get("prompt", ())
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    new = payload.get("max_tokens") or 0
+    # a text has no more tokens than characters, but for what few bytes spell
+    tokens = sum(len(one) + new for one in prompts if isinstance(one, str | list))
+    kept = max(payload.get("prompt_logprobs") or 0, payload.get("logprobs") or 0)
+    return LARGEST_ANSWER + int(tokens * (1 + kept) * SCORE_BYTES)
 
 
 def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

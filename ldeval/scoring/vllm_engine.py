@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any, get_args
 
 from ldeval.checkpoints import tensor_shapes
 from ldeval.errors import CheckpointError
+from ldeval.files import lenient_json
 from ldeval.records import Checkpoint
 from ldeval.scoring.models import base_of, lend_tokenizer, start_model
 
@@ -217,12 +217,19 @@ def lora_rank(folder: str | Path) -> int:
     """
     path = Path(folder) / "adapter_config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = lenient_json(path.read_text(encoding="utf-8"))
         ranks = [
             int(config["r"]),
             *map(int, (config.get("rank_pattern") or {}).values()),
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise CheckpointError(
             f"{path}: no LoRA rank can be read from it ({type(error).__name__}: "
             f"{error}). vLLM takes LoRA adapters alone; others are scored with "

@@ -207,6 +207,12 @@ def test_arrays_that_are_cut_are_refused() -> None:
         assert not TARGETS["levels"].check(joined(text, data))
 
 
+def test_an_archive_under_the_name_of_an_array_is_refused() -> None:
+    sink = io.BytesIO()
+    np.savez(sink, a=np.zeros((2, 17, 1)))
+    assert not TARGETS["array"].check(sink.getvalue())
+
+
 def test_a_tensor_named_by_half_a_character_is_refused() -> None:
     data = TARGETS["header"].seeds()[0]
     size = int.from_bytes(data[:8], "little")

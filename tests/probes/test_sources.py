@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -9,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 
 from ldeval.errors import ProbeError
 from ldeval.probes import sources
-from ldeval.probes.sources import BadRow, Row, read_rows
+from ldeval.probes.sources import LONGEST_ROW, BadRow, Row, read_rows
 
 ROWS = [
     {"prompt": f"Q{n}", "chosen": f'yes, "{n}"\nline two', "rejected": "nö 😀"}
@@ -88,6 +90,43 @@ def test_a_saved_dataset_gives_its_split(tmp_path: Path) -> None:
     assert values(tmp_path / "two", split="eval") == ROWS[:3]
     with pytest.raises(ProbeError, match=r"no split 'test'.*train, eval"):
         values(tmp_path / "two", split="test")
+
+
+def test_json_in_a_saved_dataset_is_decoded_and_its_format_put_aside(
+    tmp_path: Path,
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"chosen": [{"role": "user", "content": f"a{n}"}, {"b": n}]} for n in (1, 2)
+    ]
+    features = datasets.Features({"chosen": datasets.List(datasets.Json())})
+    saved = datasets.Dataset.from_list(rows, features=features)
+    saved.with_format("numpy").save_to_disk(str(tmp_path / "one"))
+    assert values(tmp_path / "one") == rows
+
+
+def test_a_cell_of_a_saved_dataset_that_is_no_json_costs_its_row(
+    tmp_path: Path,
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    for number, text in enumerate(("{", "[" * 100_000)):
+        folder = tmp_path / str(number)
+        cells = pa.array(["[1]", text], pa.json_())
+        datasets.Dataset(pa.table({"a": cells})).save_to_disk(str(folder))
+        bad = BadRow(f"{number}:2", "not valid JSON")
+        assert list(read_rows(folder)) == [Row(f"{number}:1", {"a": [1]}), bad]
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"features": 3}', "[" * 100_000])
+def test_a_saved_dataset_with_damaged_json_is_refused_by_name(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS[:2]).save_to_disk(str(tmp_path / "one"))
+    (tmp_path / "one" / name).write_text(content)
+    with contextlib.suppress(ProbeError):  # {} says nothing of features, and may
+        assert values(tmp_path / "one") == ROWS[:2]
 
 
 def test_elements_of_an_array_are_decoded_across_chunks(
@@ -160,6 +199,77 @@ def test_a_large_csv_field_is_read_and_the_limit_put_back(tmp_path: Path) -> Non
     assert isinstance(row, Row)
     assert len(row.values["chosen"]) == 1_000_000
     assert csv.field_size_limit() == before
+
+
+def packed(path: Path, parts: Iterable[bytes]) -> Path:
+    """A .gz of parts, which are never together in memory."""
+    with gzip.open(path, "wb") as handle:
+        for part in parts:
+            handle.write(part)
+    return path
+
+
+def endless(text: bytes = b"a") -> list[bytes]:
+    """Four times as long as a row may be."""
+    part = text * (2**20 // len(text))
+    return [part] * (4 * LONGEST_ROW // 2**20)
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """The block holds fewer bytes at once than the endless line has."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3.5 * LONGEST_ROW
+
+
+@pytest.mark.parametrize("character", [b"a", b" "])
+def test_a_line_without_end_is_told_and_the_rest_is_read(
+    tmp_path: Path, character: bytes
+) -> None:
+    row = [b'{"a": 1}\n', b'{"a": "', *endless(character), b'"}\n', b'{"a": 2}\n']
+    path = packed(tmp_path / "a.jsonl.gz", row)
+    assert path.stat().st_size < 10**5
+    with little_memory():
+        rows = list(read_rows(path))
+    assert rows == [
+        Row("a.jsonl.gz:1", {"a": 1}),
+        BadRow("a.jsonl.gz:2", f"longer than {LONGEST_ROW:,} bytes"),
+        Row("a.jsonl.gz:3", {"a": 2}),
+    ]
+
+
+def test_empty_space_without_end_is_told(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.jsonl.gz", endless(b" "))
+    with little_memory():
+        (bad,) = read_rows(path)
+    assert bad == BadRow("a.jsonl.gz:1", f"longer than {LONGEST_ROW:,} bytes")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "message"),
+    [
+        ("a.json.gz", [b'[{"a": 1}, {"a": "', *endless()], "element 2 is not valid"),
+        ("a.csv.gz", [b"a,b\n1,2\n", *endless()], "csv.gz:3: .*longer than"),
+        (
+            "a.csv.gz",
+            [b"a,b\n1,2\n", *endless(b'"' + b"a" * 999 + b'\n",')],
+            "csv.gz:3: .*longer than",
+        ),
+        ("a.csv.gz", endless(), r"csv.gz:\d: .*longer than"),
+    ],
+    ids=["element", "line", "record of many lines", "header"],
+)
+def test_a_record_without_end_is_refused_by_its_place(
+    tmp_path: Path, name: str, parts: list[bytes], message: str
+) -> None:
+    path = packed(tmp_path / name, parts)
+    with little_memory(), pytest.raises(ProbeError, match=message):
+        list(read_rows(path))
 
 
 def test_a_source_that_is_not_there_says_so(tmp_path: Path) -> None:

@@ -421,6 +421,29 @@ def test_the_command_writes_the_page_alone_or_beside_the_other_files(
     assert json.loads((folder / "report.json").read_text())["runs"][0]["run"] == "dpo"
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"model": {"vocab": {"a": Infinity}}}', "{"],
+    ids=["deep", "infinite", "cut"],
+)
+def test_a_stores_own_tokenizer_that_cannot_be_read_costs_no_page(
+    dpo_run: ScoredRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+) -> None:
+    run = stored(dpo_run, tmp_path / "store")
+    (run / "tokenizer.json").write_text(content)
+    page = tmp_path / "one.html"
+    assert main(["report", str(run), "--html", str(page)]) == 0
+    told = capsys.readouterr().err
+    assert f"{run / 'tokenizer.json'}: not a tokenizer" in told
+    assert "shown by their ids" in told
+    assert page.is_file()
+    named = ["--tokenizer", str(run / "tokenizer.json")]
+    assert main(["report", str(run), "--html", str(page), *named]) == 2
+
+
 def test_a_comparison_without_scores_has_a_page_without_prompts(
     make_comparison: Factory, tmp_path: Path
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import subprocess
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +22,7 @@ from ldeval.errors import ScoringError, UnsupportedBackendError
 from ldeval.probes import ProbeSet
 from ldeval.scoring import served
 from ldeval.scoring.backends import backend_of
+from ldeval.scoring.completions import LARGEST_ANSWER
 from ldeval.scoring.encode import codec_of
 from ldeval.scoring.score import (
     Scored,
@@ -153,6 +156,16 @@ def drips(handler: Handler, _: dict[str, Any]) -> None:
         handler.wfile.flush()
         time.sleep(0.25)
     handler.close_connection = True
+
+
+def bomb(size: int) -> Fault:
+    """A packed answer of a hundredth of what it unpacks to."""
+    packed = gzip.compress(b'{"a": "' + b" " * size + b'"}')
+
+    def fault(handler: Handler, _: dict[str, Any]) -> None:
+        handler.reply(200, packed, headers={"Content-Encoding": "gzip"})
+
+    return fault
 
 
 # --------------------------------------------------------------------- right answers
@@ -380,6 +393,31 @@ def test_an_answer_that_cannot_be_trusted_is_refused_at_once(
     assert probes.probes[0].probe_id in str(caught.value)
     assert server.url in str(caught.value)
     assert len(server.posts) == 1
+
+
+def test_an_answer_that_unpacks_to_fill_memory_is_refused_while_it_is_read(
+    server: CompletionsServer, tiny: Path, probes: ProbeSet
+) -> None:
+    server.faults = [bomb(8 * LARGEST_ANSWER)]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ScoringError, match=r"more than [0-9,]+ bytes") as caught:
+            score(client(server, tiny), probes)
+        assert tracemalloc.get_traced_memory()[1] < 4 * LARGEST_ANSWER
+    finally:
+        tracemalloc.stop()
+    assert server.url in str(caught.value)
+    assert len(server.posts) == 1
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000])
+def test_an_answer_nested_without_end_is_refused(
+    server: CompletionsServer, tiny: Path, probes: ProbeSet, body: bytes
+) -> None:
+    server.faults = [says(200, body)]
+    with pytest.raises(ScoringError, match="not JSON") as caught:
+        score(client(server, tiny), probes)
+    assert server.url in str(caught.value)
 
 
 def test_one_bad_answer_in_a_post_of_many_names_its_response(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -20,7 +21,7 @@ from ldeval.dynamics.optimizer_state import read_state
 from ldeval.errors import CheckpointError, StoreError, TheoryError
 from ldeval.imported import LEVELS, PROMPTS, read_levels
 from ldeval.integrations.reference import ImportOptions, import_reference_results
-from ldeval.records import LEVELS_VERSION
+from ldeval.records import LEVELS_VERSION, LevelColumn, LevelRun
 from tests.security.bombs import PICKLED_NAMES, as_array, as_torch, pickled, plant
 from tests.tiny import save_run
 
@@ -140,16 +141,19 @@ def test_arrays_of_objects_are_refused(marker: Path, tmp_path: Path) -> None:
     with pytest.raises(TheoryError, match="not an npz of plain arrays"):
         read_mnist(tmp_path / "d.npz")
     _hand_over(tmp_path)
-    with pytest.raises(StoreError, match="Import the file again"):
+    with pytest.raises(
+        StoreError, match=r"x\.npy holds objects.*Import the file again"
+    ):
         read_levels(tmp_path)
     assert not marker.exists()
 
 
 def _hand_over(run: Path) -> None:
     """A store of somebody else, its hashes right, an array of objects in it."""
-    record = {
-        "levels_version": LEVELS_VERSION,
-        "prompts_sha256": hashlib.sha256((run / PROMPTS).read_bytes()).hexdigest(),
-        "columns": [],
-    }
+    column = LevelColumn("x", "kind", "x", (-1.0,))
+    levels = LevelRun("r", "trl", "f", "trained", (0,), "steps", (column,))
+    record = dataclasses.asdict(levels)
+    del record["prompts"]
+    digest = hashlib.sha256((run / PROMPTS).read_bytes()).hexdigest()
+    record |= {"levels_version": LEVELS_VERSION, "prompts_sha256": digest}
     (run / LEVELS).write_text(json.dumps(record))
