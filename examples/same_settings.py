@@ -31,7 +31,9 @@ def origin(model: str, probes: ProbeSet, named: str) -> dict[str, Any]:
     Args:
         named: what the probes were taken from, for the reader.
     """
-    codec = tokenizer_codec(AutoTokenizer.from_pretrained(model))
+    codec = tokenizer_codec(
+        AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    )
     return {
         "model": {"hash": weights_hash(model), "named": model},
         "tokenizer": codec.tokenizer_hash,

@@ -137,7 +137,7 @@ def prepared_probes(recipe: Recipe) -> ProbeSet:
     probes = read_probes(named).limited(*recipe.limit)
     if recipe.response_tokens is None:
         return probes
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model, trust_remote_code=False)
 
     def cut(text: str) -> str:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -183,8 +183,10 @@ def make_trainer(
         per_device_train_batch_size=stage.batch,
         **recipe.extra,
     )
-    tokenizer = AutoTokenizer.from_pretrained(str(model))
-    network = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
+    network = AutoModelForCausalLM.from_pretrained(
+        str(model), dtype=torch.float32, trust_remote_code=False
+    )
     common = {"train_dataset": data, "processing_class": tokenizer}
     if stage.objective == "sft":
         return SFTTrainer(network, args=SFTConfig(**shared), **common)

@@ -115,7 +115,7 @@ def _sweep_command(commands: Any) -> None:
         action="append",
         default=[],
         metavar="RUN_DIR",
-        help="a stage that started from the last checkpoint of the one before",
+        help="a stage that started from what the one before ended with",
     )
     command.add_argument("--store", type=store_place, required=True)
     command.add_argument("--run", help="name in the store (default: the folder's)")

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from ldeval.errors import ClusterError, MissingExtraError
 from ldeval.redact import redact_url
 
+log = logging.getLogger(__name__)
+
 KNOCK = 5.0
 """Seconds to wait for an answer from an address."""
 FREED = 1.0
@@ -121,7 +123,12 @@ def _with_room(cluster: Cluster) -> Cluster:
 
 def _free(needs: Mapping[str, float], most: int) -> int:
     """For how many workers there is room now, beside what else runs on the cluster."""
-    from ray._private.state import available_resources_per_node
+    try:
+        # public calls tell what is free of all machines together, not of each
+        from ray._private.state import available_resources_per_node
+    except ImportError:
+        log.info("this Ray does not tell what is free of each machine: all is taken so")
+        return most
 
     def count() -> int:
         return sum(fit(node, needs) for node in available_resources_per_node().values())

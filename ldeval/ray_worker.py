@@ -18,7 +18,7 @@ from ldeval.logs import start_logging
 from ldeval.ray_cluster import Cluster
 from ldeval.records import Checkpoint, NoiseFloor, Probe
 from ldeval.scoring.backends import backend_of
-from ldeval.scoring.models import ModelSource
+from ldeval.scoring.models import ModelSource, trusts_code
 from ldeval.scoring.noise import measure_sample
 from ldeval.scoring.score import Key, ResponseScore, Scored
 from ldeval.scoring.sources import model_source
@@ -68,6 +68,7 @@ class ShardWorker:
             os.chdir(folder)
         made = model_source(model, model_args, base=base, checkpoints=checkpoints)
         self._source = KeptOpen(made)
+        self._trusted = trusts_code(model_args)
 
     def take(
         self,
@@ -146,7 +147,15 @@ class ShardWorker:
             contexts={},
             notes=(),
         )
-        return measure_sample(lm, sample, scored, checkpoint, options, base=base)
+        return measure_sample(
+            lm,
+            sample,
+            scored,
+            checkpoint,
+            options,
+            base=base,
+            trust_remote_code=self._trusted,
+        )
 
 
 class KeptOpen:

@@ -68,7 +68,7 @@ def from_another_run(
     objective: str | None,
 ) -> StoredTable | None:
     """The same weights scored on the same probes under another run's name, as where
-    DPO starts from the last checkpoint of SFT; to be read part by part.
+    DPO starts from a checkpoint of SFT; to be read part by part.
 
     Args:
         run: the run that they are wanted for.

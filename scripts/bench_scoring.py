@@ -252,7 +252,9 @@ def plain(model: str, requests: list[ScoreRequest]) -> tuple[Any, list[np.ndarra
     """ln p of each request's tokens, by one plain forward pass each."""
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     found = []
     for request in tqdm(requests, desc="plain forward passes"):
         with torch.inference_mode():

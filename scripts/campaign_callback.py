@@ -47,13 +47,17 @@ def trainer(options: argparse.Namespace, output: Path, callbacks: list[Any]) -> 
     probes = [p for p in read_probes(bundled_probes()) if p.trained]
     data = Dataset.from_list([example(p, "dpo") for p in probes])
     shared = settings("dpo", output, options.steps, 2)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, trust_remote_code=False
+    )
     adapter = LoraConfig(r=8, lora_alpha=16) if options.lora else None
     return DPOTrainer(
         model,
         args=DPOConfig(**{**shared, "disable_tqdm": True}),
         train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(options.model),
+        processing_class=AutoTokenizer.from_pretrained(
+            options.model, trust_remote_code=False
+        ),
         callbacks=callbacks,
         peft_config=adapter,
     )

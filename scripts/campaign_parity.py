@@ -47,7 +47,9 @@ def plain(model: str, requests: list[Any]) -> list[torch.Tensor]:
     """ln p of each request's tokens, by one plain forward pass each: float64 [n]."""
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     found = []
     for request in tqdm(requests, desc="plain forward passes"):
         with torch.inference_mode():

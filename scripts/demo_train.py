@@ -126,8 +126,10 @@ def main() -> None:
     kinds = ("chosen",) if options.stage == "sft" else ("chosen", "rejected")
     usable = [p for p in probes if p.trained and all(k in p.responses for k in kinds)]
     order = in_order(usable, options.steps * BATCH, options.first)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, trust_remote_code=False
+    )
     data = Dataset.from_list([example(probe, options.stage) for probe in order])
     shared = settings(options.stage, options.output, options.steps, options.saves)
     trainer: Any
@@ -139,7 +141,7 @@ def main() -> None:
         # the paper's optimizer and β; its learning rates were not published
         arguments = DPOConfig(**shared, beta=0.1, optim="rmsprop")
         reference = AutoModelForCausalLM.from_pretrained(
-            options.model, dtype=torch.float32
+            options.model, dtype=torch.float32, trust_remote_code=False
         )
         trainer = OrderedDPO(
             model,

@@ -52,9 +52,11 @@ def convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(gguf.parent), **source, trust_remote_code=False
+    )
     model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), dtype=torch.float32, **source
+        str(gguf.parent), dtype=torch.float32, **source, trust_remote_code=False
     )
     # the weights are plain float32 now: without this they could not be saved
     if hasattr(model, "hf_quantizer"):

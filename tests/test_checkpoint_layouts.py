@@ -326,7 +326,7 @@ def test_open_instructs_accelerate_folders_are_refused_and_converted(
         "pytorch_model/zero_pp_rank_0_mp_rank_00",
     ],
 )
-def test_zero_partitions_are_refused_with_deepspeeds_own_script(
+def test_zero_partitions_are_refused_with_deepspeeds_own_converter(
     tmp_path: Path, place: str, inner: str
 ) -> None:
     """Files by DeepSpeed's names; DeepSpeed itself does not run here."""
@@ -347,7 +347,8 @@ def test_zero_partitions_are_refused_with_deepspeeds_own_script(
             check_weights(checkpoint)
         message = caught.value
     command = named_command(message)
-    assert command[:3] == ["python", str(folder / "zero_to_fp32.py"), str(folder)]
+    converter = ["python", "-m", "deepspeed.utils.zero_to_fp32", str(folder)]
+    assert command[:4] == converter
     assert command[-1] == "--safe_serialization"
     assert "ZeRO partitions" in str(message)
 

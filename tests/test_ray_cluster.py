@@ -61,3 +61,13 @@ def test_workers_are_as_many_as_have_room_beside_what_else_runs(
     )
     monkeypatch.setattr(ray_cluster, "FREED", 0.0)
     assert ray_cluster._with_room(Cluster(workers=asked)).workers == workers
+
+
+def test_without_what_ray_does_not_promise_nodes_count_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8}}]
+    )
+    monkeypatch.delattr("ray._private.state.available_resources_per_node")
+    assert ray_cluster._with_room(Cluster(cpus=2)).workers == 4

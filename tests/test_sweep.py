@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from ldeval.checkpoints import weights_hash
+from ldeval.checkpoints.tensors import same_weights
 from ldeval.cli import main
 from ldeval.errors import (
     CheckpointError,
@@ -34,7 +35,7 @@ from ldeval.reuse import Question
 from ldeval.scoring.models import RestartedModels
 from ldeval.scoring.tables import as_reference
 from ldeval.store import list_runs, load_run, read_table, step_folder, write_table
-from ldeval.sweep import Sweep, sweep, sweep_stages
+from ldeval.sweep import Sweep, stages, sweep, sweep_stages
 from ldeval.sweep import run as run_module
 from ldeval.watch import watch
 from tests.sweeping import ARGS, sweep_settings
@@ -255,6 +256,35 @@ def test_a_second_stage_starts_from_the_first_ones_last_checkpoint(
     assert "the same weights were scored as run step 30" in base.manifest.notes
     np.testing.assert_array_equal(base.tokens.ref_ids, last.tokens.top_ids)
     np.testing.assert_array_equal(after.tokens.ref_ids, last.tokens.top_ids)
+
+
+@pytest.mark.parametrize(
+    ("held", "start"),
+    [(None, 30), (10, 10), (30, 30), ("base", 30), ("damaged", 30)],
+)
+def test_a_stage_starts_from_the_weights_that_the_one_before_ended_with(
+    trained: Path, tmp_path: Path, held: int | str | None, start: int
+) -> None:
+    """After ``load_best_model_at_end`` those are not of the last checkpoint."""
+    copy = copy_run(trained, tmp_path)
+    run, second = copy / "run", copy / "second"
+    end = run / "model.safetensors"
+    if held == "damaged":
+        end.write_bytes(b"damaged")
+    elif held is not None:
+        own = copy / held if held == "base" else run / f"checkpoint-{held}"
+        shutil.copyfile(own / end.name, end)
+    settings = sweep_settings(copy, tmp_path / "store")
+    (_, first), (_, later) = stages([run, second], settings)
+    assert first.base == settings.base
+    assert later.base == str(run / f"checkpoint-{start}")
+
+
+@pytest.mark.parametrize("other", ["checkpoint-10", "checkpoint-20", "checkpoint-30"])
+def test_weights_are_the_same_where_their_hashes_are(trained: Path, other: str) -> None:
+    one, two = trained / "run" / "checkpoint-10", trained / "run" / other
+    assert same_weights(one, two) == (weights_hash(one) == weights_hash(two))
+    assert not same_weights(one, trained / "base")
 
 
 @pytest.mark.parametrize("greedy", [0, 2])

@@ -13,7 +13,7 @@ What other layouts need is in :mod:`foreign`.
 """
 
 from ldeval.checkpoints.checks import BrokenCheckpoint, check_weights
-from ldeval.checkpoints.finding import find_checkpoints, is_saved
+from ldeval.checkpoints.finding import ended_with, find_checkpoints, is_saved
 from ldeval.checkpoints.layout import (
     describe_checkpoint,
     has_tokenizer,
@@ -30,6 +30,7 @@ __all__ = [
     "BrokenCheckpoint",
     "check_weights",
     "describe_checkpoint",
+    "ended_with",
     "find_checkpoints",
     "has_tokenizer",
     "is_saved",

@@ -15,7 +15,7 @@ from ldeval.checkpoints.layout import (
     read_json,
     weight_files,
 )
-from ldeval.checkpoints.tensors import weights_hash
+from ldeval.checkpoints.tensors import same_weights, weights_hash
 from ldeval.errors import CheckpointError
 from ldeval.records import Checkpoint
 
@@ -52,6 +52,37 @@ def find_checkpoints(run: str | Path) -> list[Checkpoint]:
     if not found:
         raise _no_checkpoints(folder)
     return [describe_checkpoint(path, step) for step, path in found]
+
+
+def ended_with(run: str | Path) -> Checkpoint:
+    """The checkpoint of a run that training from it goes on from: the one whose weights
+    stand in the run's own folder, which after ``load_best_model_at_end`` is not the
+    last; the last one where none or others stand there.
+
+    Raises:
+        CheckpointError: as :func:`find_checkpoints`.
+    """
+    found = find_checkpoints(run)
+    folder, last = Path(run), found[-1]
+    if Path(last.path) == folder or not has_weights(folder):
+        return last
+    for checkpoint in reversed(found):
+        try:
+            same = same_weights(folder, checkpoint.path)
+        except CheckpointError as error:
+            log.info("%s: not compared with the run's end: %s", checkpoint.path, error)
+            continue
+        if same and checkpoint != last:
+            log.warning(
+                "%s: its own weights are those of step %d, not of step %d: what is "
+                "trained from it is taken to start there",
+                run,
+                checkpoint.step,
+                last.step,
+            )
+        if same:
+            return checkpoint
+    return last
 
 
 def _end_of_training(folder: Path) -> int | None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 _OTHER_NAMES = re.compile(r"(?:step|epoch|checkpoint|global_step)_?-?(\d+)")
 """Folders of one step by other names than ``checkpoint-N``."""
+_DEEPSPEED = "deepspeed.utils.zero_to_fp32"
+"""DeepSpeed's converter, a copy of which it leaves in each folder."""
 
 
 def conversion(folder: str | Path, target: str | Path | None = None) -> str | None:
@@ -46,11 +48,12 @@ def _deepspeed(folder: Path, out: Path) -> str | None:
         shards = sorted(folder.glob("*/*mp_rank_*_model_states.pt"))
     if not shards:
         return None
-    script = folder / "zero_to_fp32.py"
+    # not the zero_to_fp32.py in the folder, which is code of whoever sent it
+    command = _command("python", "-m", _DEEPSPEED, folder, out, "--safe_serialization")
     return (
         f"DeepSpeed ZeRO partitions ({shards[0].parent.name}/{shards[0].name} …). "
-        f"Convert them with\n    {_command('python', script, folder, out)} "
-        f"--safe_serialization\nand {_complete(out)}"
+        "They are pickled, and DeepSpeed unpickles them: only if you trust who made "
+        f"them, convert them with\n    {command}\nand {_complete(out)}"
     )
 
 

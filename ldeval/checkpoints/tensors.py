@@ -44,11 +44,36 @@ def weights_hash(folder: str | Path) -> str:
             digest.update(tensor_header(name, entry["dtype"], entry["shape"]))
             start, stop = entry["data_offsets"]
             handle.seek(data_start + start)
-            _update(digest, handle, stop - start)
+            for chunk in _read(handle, stop - start):
+                digest.update(chunk)
     finally:
         for handle in handles.values():
             handle.close()
     return digest.hexdigest()
+
+
+def same_weights(one: str | Path, other: str | Path) -> bool:
+    """Whether two folders' hashes are equal, read up to the first difference alone.
+
+    Raises:
+        CheckpointError: when the weights of either cannot be read.
+    """
+    first, second = (
+        sorted(tensor_headers(folder), key=lambda item: item[0])
+        for folder in (one, other)
+    )
+    if [_described(*item) for item in first] != [_described(*item) for item in second]:
+        return False
+    return all(
+        left == right
+        for a, b in zip(first, second, strict=True)
+        for left, right in zip(_chunks(*a), _chunks(*b), strict=True)
+    )
+
+
+def _described(name: str, entry: dict[str, Any], *_: object) -> tuple[bytes, int]:
+    start, stop = entry["data_offsets"]
+    return tensor_header(name, entry["dtype"], entry["shape"]), stop - start
 
 
 def tensor_header(name: str, dtype: str, shape: Sequence[int]) -> bytes:
@@ -60,12 +85,22 @@ def tensor_header(name: str, dtype: str, shape: Sequence[int]) -> bytes:
     return f"{name} {dtype} {','.join(map(str, shape))}\n".encode()
 
 
-def _update(digest: Any, handle: BinaryIO, length: int) -> None:
+def _chunks(
+    _name: str, entry: dict[str, Any], path: Path, data_start: int
+) -> Iterator[bytes]:
+    """The content of one tensor."""
+    start, stop = entry["data_offsets"]
+    with path.open("rb") as handle:
+        handle.seek(data_start + start)
+        yield from _read(handle, stop - start)
+
+
+def _read(handle: BinaryIO, length: int) -> Iterator[bytes]:
     while length > 0:
         chunk = handle.read(min(length, 1 << 22))
         if not chunk:
             raise CheckpointError(f"{handle.name}: ends before its last tensor.")
-        digest.update(chunk)
+        yield chunk
         length -= len(chunk)
 
 

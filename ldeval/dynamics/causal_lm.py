@@ -22,6 +22,7 @@ from ldeval.checkpoints import (
 )
 from ldeval.errors import CheckpointError, MissingExtraError, TheoryError
 from ldeval.scoring.encode import TextCodec, tokenizer_codec
+from ldeval.scoring.models import loading, open_tokenizer
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -119,8 +120,6 @@ def open_causal_lm(
         CheckpointError: when weights are missing, damaged or pickled.
         TheoryError: for an unknown dtype, or parameters that match nothing.
     """
-    from transformers import AutoTokenizer
-
     if dtype not in DTYPES:
         raise TheoryError(f"dtype {dtype!r} is not known. Valid: {', '.join(DTYPES)}.")
     checkpoint = describe_checkpoint(path, 0)
@@ -138,14 +137,14 @@ def open_causal_lm(
     known = [place for place in lenders if place and has_tokenizer(place)]
     source = path if has_tokenizer(path) or not known else known[0]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    codec = tokenizer_codec(AutoTokenizer.from_pretrained(source), max_length=limit)
+    codec = tokenizer_codec(open_tokenizer(source), max_length=limit)
     return as_causal_lm(model, codec, path).narrowed(parameters)
 
 
 def _plain_model(path: str, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    try:
+    with loading(path):
         return AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[dtype],
@@ -153,11 +152,6 @@ def _plain_model(path: str, dtype: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{path}: cannot be loaded: {reason[0] if reason else type(error).__name__}"
-        ) from error
 
 
 def _adapted(model: Any, adapter: str) -> Any:
@@ -165,4 +159,5 @@ def _adapted(model: Any, adapter: str) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise MissingExtraError("peft", "hf") from error
-    return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    with loading(adapter):
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)

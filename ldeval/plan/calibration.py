@@ -32,7 +32,7 @@ from ldeval.records import (
     ScoreTable,
 )
 from ldeval.scoring.encode import EncodedProbe, TextCodec, tokenizer_codec
-from ldeval.scoring.models import base_of
+from ldeval.scoring.models import base_of, open_config, open_tokenizer, trusts_code
 from ldeval.scoring.score import (
     ResponseScore,
     Scored,
@@ -100,16 +100,20 @@ def _encoding(settings: SweepSettings) -> dict[str, Any]:
 
 def codec_of_folder(folder: str | Path, settings: SweepSettings) -> TextCodec:
     """The tokenizer and the length limit of a model that is not opened, as the
-    harness's models would take them from its folder and ``--model_args``."""
+    harness's models would take them from its folder and ``--model_args``.
+
+    Raises:
+        CheckpointError: when transformers cannot load either.
+    """
     from lm_eval.models.utils import has_bos_prefix, resolve_max_length
-    from transformers import AutoConfig, AutoTokenizer
 
     arguments = settings.model_args
+    trusted = trusts_code(arguments)
     name = str(arguments.get("tokenizer", folder))
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = open_tokenizer(name, trust_remote_code=trusted)
     limit = arguments.get("max_length") or arguments.get("max_model_len")
     if limit is None:
-        config = AutoConfig.from_pretrained(str(folder))
+        config = open_config(folder, trust_remote_code=trusted)
         limit = resolve_max_length(config, tokenizer, default=2048)
     bos = arguments.get("add_bos_token")
 

@@ -142,7 +142,7 @@ class _Jobs:
 def _jobs(
     runs: Sequence[str | Path], settings: SweepSettings, asked: Hypothetical
 ) -> _Jobs:
-    """The checkpoints of every stage; the first of a later one is the last of the one
+    """The checkpoints of every stage; the first of a later one is one of the one
     before, whose scores it gets."""
     if asked.checkpoints is not None and not Path(runs[0]).is_dir():
         return _Jobs((), ())

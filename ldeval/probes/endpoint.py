@@ -7,12 +7,14 @@ retries too, answers that are no answers, and which failures are final.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urljoin
 
 from ldeval.errors import EndpointError, MissingExtraError
 from ldeval.probes.answers import Answer
@@ -115,6 +117,8 @@ class Endpoint:
             http_client=openai.DefaultHttpxClient(
                 event_hooks={"request": [self._before_attempt]},
                 timeout=settings.timeout,
+                # texts and key go to no address but the one that was given
+                follow_redirects=False,
             ),
         )
 
@@ -211,6 +215,8 @@ class Endpoint:
                 f"knows no model {self.settings.model!r} at this address ({error})"
             ) from error
         except openai.APIStatusError as error:
+            if 300 <= error.status_code < 400:
+                raise self._elsewhere(error.response) from error
             reason = f"status {error.status_code}: {error}"
             failure = self._failure(reason)
             if error.status_code in REFUSALS and isinstance(failure, NoAnswerError):
@@ -240,6 +246,17 @@ class Endpoint:
                 f"{reason[:300]}"
             )
         return NoAnswerError(reason)
+
+    def _elsewhere(self, response: Any) -> EndpointError:
+        """A redirect is told, not followed."""
+        target = response.headers.get("Location", "nowhere")
+        with contextlib.suppress(ValueError):  # else it is no address
+            target = urljoin(self.settings.url, target)
+        return self._hopeless(
+            f"answers {response.status_code} and redirects to {redact_url(target)!r}; "
+            "texts and key are sent to no address but yours: if you trust that one, "
+            "give it instead"
+        )
 
     def _hopeless(self, what: str) -> EndpointError:
         return EndpointError(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import aiohttp
 from requests.utils import get_environ_proxies, select_proxy
@@ -166,10 +166,11 @@ class Connection:
         assert self._session is not None, "used outside async with"
         try:
             async with self._session.post(
-                self._url, json=payload, proxy=self._proxy
+                self._url, json=payload, proxy=self._proxy, allow_redirects=False
             ) as response:
                 body = await _read(response, _most_bytes(payload))
                 status, after = response.status, response.headers.get("Retry-After")
+                target = response.headers.get("Location")
         except TimeoutError as error:
             raise _TransientError(
                 f"no whole answer within {self._timeout} seconds"
@@ -183,6 +184,8 @@ class Connection:
             raise _TransientError(
                 f"the server answers {status}: {self._excerpt(body)}", _seconds(after)
             )
+        if 300 <= status < 400:
+            raise RefusedError(self._elsewhere(status, target), status)
         if status != HTTPStatus.OK:
             raise RefusedError(
                 f"the server refuses with {status}: {self._excerpt(body)}"
@@ -202,6 +205,21 @@ class Connection:
         self.retried += 1
         error = None if state.outcome is None else state.outcome.exception()
         log.info("%s: %s; asked again", self.shown, error)
+
+    def _elsewhere(self, status: int, target: str | None) -> str:
+        """A redirect is told, not followed: texts and key would go to whom the server
+        names."""
+        if target is None:
+            return f"the server answers {status}, a redirect to nowhere"
+        try:
+            place = self._redacted(shown_url(urljoin(self._url, target)))
+        except ValueError:  # no address
+            place = self._redacted(repr(target[:EXCERPT]))
+        return (
+            f"the server answers {status} and redirects to {place}; prompts and key "
+            "are sent to no address but yours. If you trust that one, give it as "
+            "base_url."
+        )
 
     def _excerpt(self, body: bytes) -> str:
         text = self._redacted(body.decode("utf-8", "replace").strip())

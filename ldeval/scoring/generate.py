@@ -20,7 +20,7 @@ from ldeval.checkpoints import check_weights, describe_checkpoint, weights_hash
 from ldeval.errors import CheckpointError, UnsupportedBackendError
 from ldeval.records import Checkpoint, Probe, Response
 from ldeval.scoring.encode import as_messages, tokenizer_codec
-from ldeval.scoring.models import start_model
+from ldeval.scoring.models import loading, open_tokenizer, start_model, trusts_code
 
 TEMPERATURE = 0.7
 MAX_NEW_TOKENS = 64
@@ -67,13 +67,13 @@ class InitialSampler:
         greedy: keep the greedy response too, in ``meta.initial_greedy``.
 
         Raises:
-            CheckpointError: when the weights are not whole safetensors.
+            CheckpointError: when the weights are not whole safetensors, or the model
+                cannot be loaded.
             UnsupportedBackendError: for a backend that takes messages, not text.
         """
-        from transformers import AutoTokenizer
-
         check_weights(describe_checkpoint(model, 0))
-        self._codec = tokenizer_codec(AutoTokenizer.from_pretrained(model))
+        trusted = trusts_code(model_args or {})
+        self._codec = tokenizer_codec(open_tokenizer(model, trust_remote_code=trusted))
         self._origin = {
             "weights": weights_hash(model),
             "tokenizer": self._codec.tokenizer_hash,
@@ -164,7 +164,8 @@ def sample_initial(
         The probes; ``meta.initial_model`` names the model's weights and tokenizer.
 
     Raises:
-        CheckpointError: when the weights are not whole safetensors.
+        CheckpointError: when the weights are not whole safetensors, or the model cannot
+            be loaded.
     """
     sampler = InitialSampler(
         model, seed=seed, max_new_tokens=max_new_tokens, tries=tries
@@ -184,12 +185,16 @@ class _Transformers:
     """One request at a time through transformers, each with a seed of its own."""
 
     def __init__(self, model: str, temperature: float, limit: int) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._network = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, use_safetensors=True
-        ).eval()
+        self._tokenizer = open_tokenizer(model)
+        with loading(model):
+            self._network = AutoModelForCausalLM.from_pretrained(
+                model,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+            ).eval()
         self._sampling = {"do_sample": True, "temperature": temperature}
         self._limit = limit
 
@@ -233,8 +238,6 @@ class _Harness:
                 f"--initial-backend {backend} takes messages, and the prompts are "
                 "rendered here. Use 'local-completions' with the same server."
             )
-        from transformers import AutoTokenizer
-
         for name in ("pretrained", "peft", "lora_local_path"):
             if name in model_args:
                 raise CheckpointError(
@@ -244,7 +247,8 @@ class _Harness:
         # a server's name for the model need not be one that holds a tokenizer
         arguments = {"pretrained": model, "tokenizer": model, **model_args}
         self._lm = start_model(backend, arguments, Checkpoint(model, 0))
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        trusted = trusts_code(model_args)
+        self._tokenizer = open_tokenizer(model, trust_remote_code=trusted)
         self._temperature = temperature
         self._limit = limit
 

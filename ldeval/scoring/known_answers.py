@@ -44,9 +44,11 @@ class KnownAnswerCheck:
         system_instruction: str | None,
         origin_weights: str | None,
         base: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self._probes = probes
         self._base = base
+        self._trusted = trust_remote_code
         self._origin = origin_weights
         self._encoding: dict[str, Any] = {
             "span": span,
@@ -76,7 +78,10 @@ class KnownAnswerCheck:
         if lacking is not None:
             return f"no known-answer check: {lacking}"
         known = plain_logprob_sums(
-            checkpoint, [(list(r.ids), r.start, r.stop) for r in sample], self._base
+            checkpoint,
+            [(list(r.ids), r.start, r.stop) for r in sample],
+            self._base,
+            trust_remote_code=self._trusted,
         )
         keys = [(request.probe_id, request.kind) for request in sample]
         asked = {request.probe_id for request in sample}
@@ -137,6 +142,8 @@ def plain_logprob_sums(
     checkpoint: Checkpoint,
     sequences: list[tuple[list[int], int, int]],
     base: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[float]:
     """Σ ln p of spans by one plain transformers forward pass each, in float32 on CPU.
 
@@ -155,7 +162,7 @@ def plain_logprob_sums(
     """
     import torch
 
-    model = _plain_model(checkpoint, base)
+    model = _plain_model(checkpoint, base, trust_remote_code)
     model.eval()
     sums = []
     for ids, start, stop in sequences:
@@ -167,7 +174,7 @@ def plain_logprob_sums(
     return sums
 
 
-def _plain_model(checkpoint: Checkpoint, base: str | None) -> Any:
+def _plain_model(checkpoint: Checkpoint, base: str | None, trusted: bool) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -175,7 +182,10 @@ def _plain_model(checkpoint: Checkpoint, base: str | None) -> Any:
     folder = base_of(checkpoint, base) if adapter else checkpoint.folder
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, use_safetensors=True
+            str(folder),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trusted,
         )
         if not adapter:
             return model

@@ -6,9 +6,11 @@ one engine serves a whole run (:mod:`vllm_engine`).
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from ldeval.checkpoints import has_tokenizer
@@ -121,15 +123,60 @@ def start_model(model: str, arguments: dict[str, Any], checkpoint: Checkpoint) -
     if "device" in inspect.signature(cls.__init__).parameters:
         arguments.setdefault("device", _device())
     try:
-        return cls.create_from_arg_obj(arguments)
-    except LdevalError:
-        raise
+        with loading(checkpoint.path):
+            return cls.create_from_arg_obj(arguments)
     except ImportError as error:
         raise MissingExtraError(error.name or model, _extra(model)) from error
+
+
+def open_tokenizer(place: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        CheckpointError: when transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    with loading(place):
+        return AutoTokenizer.from_pretrained(
+            str(place), trust_remote_code=trust_remote_code
+        )
+
+
+def open_config(place: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model's folder.
+
+    Raises:
+        CheckpointError: when transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    with loading(place):
+        return AutoConfig.from_pretrained(
+            str(place), trust_remote_code=trust_remote_code
+        )
+
+
+def trusts_code(model_args: Mapping[str, Any]) -> bool:
+    """Whether the user asked for the code that comes with a checkpoint to be run.
+
+    Said at every call, False too: where it is left out, transformers asks the terminal,
+    and takes what is piped into the command for the answer.
+    """
+    return bool(model_args.get("trust_remote_code", False))
+
+
+@contextlib.contextmanager
+def loading(place: str | Path) -> Iterator[None]:
+    """Name what a library could not load."""
+    try:
+        yield
+    except LdevalError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"{checkpoint.path}: cannot be loaded: "
+            f"{place}: cannot be loaded: "
             f"{reason[0] if reason else type(error).__name__}"
         ) from error
 

@@ -47,13 +47,22 @@ def measure_noise(
     options: Mapping[str, Any],
     *,
     base: str | None = None,
+    trust_remote_code: bool = False,
 ) -> NoiseFloor | None:
     """Score a sample of probes again, and compare.
 
     As :func:`measure_sample` of :func:`noise_sample`.
     """
     sample = noise_sample(probes)
-    return measure_sample(lm, sample, scored, checkpoint, options, base=base)
+    return measure_sample(
+        lm,
+        sample,
+        scored,
+        checkpoint,
+        options,
+        base=base,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def measure_sample(
@@ -64,6 +73,7 @@ def measure_sample(
     options: Mapping[str, Any],
     *,
     base: str | None = None,
+    trust_remote_code: bool = False,
 ) -> NoiseFloor | None:
     """Score some probes again, and compare.
 
@@ -73,6 +83,7 @@ def measure_sample(
         checkpoint: its files, for low precision; None where it was not saved.
         options: of :func:`score_probes`, as they were.
         base: of an adapter that does not name its own.
+        trust_remote_code: run code that comes with the checkpoint.
 
     Returns:
         None where no response of the sample was scored.
@@ -89,7 +100,9 @@ def measure_sample(
     float32 = None
     native = scored.backend.tier == "native"
     if dtype not in EXACT and native and checkpoint is not None:
-        float32 = _from_float32(lm, sample, again, checkpoint, options, base)
+        float32 = _from_float32(
+            lm, sample, again, checkpoint, options, base, trust_remote_code
+        )
     return NoiseFloor(
         backend=scored.backend.name,
         dtype=dtype,
@@ -141,6 +154,7 @@ def _from_float32(
     checkpoint: Checkpoint,
     options: Mapping[str, Any],
     base: str | None,
+    trusted: bool,
 ) -> float | None:
     """|Σ Δ / Σ n| from a plain float32 forward pass, over one response a probe."""
     if lacking_memory(checkpoint, base) is not None:
@@ -157,7 +171,10 @@ def _from_float32(
     requests = list(shortest.values())
     try:
         exact = plain_logprob_sums(
-            checkpoint, [(list(r.ids), r.start, r.stop) for r in requests], base
+            checkpoint,
+            [(list(r.ids), r.start, r.stop) for r in requests],
+            base,
+            trust_remote_code=trusted,
         )
     except CheckpointError:
         return None  # quantized, for one: there is no float32 to compare with

@@ -75,6 +75,8 @@ def ability(lm: Any) -> Ability:
         UnsupportedBackendError: when it returns no log-probabilities of prompt tokens.
         ScoringError: when it cannot be asked.
     """
+    if lm.tokenizer_backend == "remote":
+        _keep_texts_here(lm.tokenizer)
     name, reasons = completions.run(lambda: _ability(lm))
     if name is None:
         raise UnsupportedBackendError(
@@ -84,6 +86,23 @@ def ability(lm: Any) -> Ability:
             "serve` does, or at least echo=true with logprobs."
         )
     return name
+
+
+def _keep_texts_here(tokenizer: Any) -> None:
+    """The harness's remote tokenizer posts every text, and would follow a redirect to
+    another host with it.
+
+    Raises:
+        ScoringError: when the server does not encode.
+    """
+    tokenizer.session.max_redirects = 0
+    try:
+        tokenizer.encode("one two three four")
+    except RuntimeError as error:
+        raise ScoringError(
+            f"the server's tokenizer does not answer ({error}). No text is sent where "
+            "it redirects to. Use tokenizer_backend=huggingface,tokenizer=DIR."
+        ) from error
 
 
 async def _ability(lm: Any) -> tuple[Ability | None, list[str]]:

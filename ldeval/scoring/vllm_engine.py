@@ -22,7 +22,13 @@ from ldeval.checkpoints import tensor_shapes
 from ldeval.errors import CheckpointError
 from ldeval.files import lenient_json
 from ldeval.records import Checkpoint
-from ldeval.scoring.models import base_of, lend_tokenizer, start_model
+from ldeval.scoring.models import (
+    base_of,
+    lend_tokenizer,
+    open_config,
+    start_model,
+    trusts_code,
+)
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +146,9 @@ class VllmEngine:
     # ------------------------------------------------------------------- full weights
 
     def _start_swappable(self, checkpoint: Checkpoint) -> Any:
-        self._tied = ties_embeddings(checkpoint.folder)
+        self._tied = ties_embeddings(
+            checkpoint.folder, trust_remote_code=trusts_code(self._args)
+        )
         extra: dict[str, Any] = {"worker_extension_cls": WORKER_EXTENSION}
         if self._tied:
             overrides = dict(self._args.get("hf_overrides") or {})
@@ -263,16 +271,9 @@ def _allowed_rank(rank: int) -> int:
     )
 
 
-def ties_embeddings(folder: str | Path) -> bool:
+def ties_embeddings(folder: str | Path, *, trust_remote_code: bool = False) -> bool:
     """Whether a checkpoint's output layer is its input embedding."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: its config.json cannot be read ({error})"
-        ) from error
+    config = open_config(folder, trust_remote_code=trust_remote_code)
     return bool(config.get_text_config().tie_word_embeddings)
 
 

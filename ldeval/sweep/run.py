@@ -37,7 +37,7 @@ from ldeval.reuse import Question, from_another_run, is_finished
 from ldeval.run_checks import RunChecks
 from ldeval.scoring.greedy import greedy_decodes
 from ldeval.scoring.known_answers import KnownAnswerCheck
-from ldeval.scoring.models import ModelSource
+from ldeval.scoring.models import ModelSource, trusts_code
 from ldeval.scoring.noise import measure_noise
 from ldeval.scoring.score import (
     Key,
@@ -98,6 +98,7 @@ class Sweep:
             system_instruction=settings.system_instruction,
             origin_weights=self._origin,
             base=settings.base,
+            trust_remote_code=trusts_code(settings.model_args),
         )
         self._asked = {
             "model": settings.model,
@@ -310,6 +311,7 @@ class Sweep:
             checkpoint,
             self._options,
             base=self._settings.base,
+            trust_remote_code=trusts_code(self._settings.model_args),
         )
         if floor is not None:
             log.info(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ldeval.checkpoints import (
     describe_checkpoint,
+    ended_with,
     find_checkpoints,
 )
 from ldeval.lease import writing
@@ -40,8 +41,9 @@ def sweep_stages(
 ) -> dict[str, SweepResult]:
     """Score runs that follow on one another (SFT, then DPO from it), with one model.
 
-    Each later stage's step 0 is the last checkpoint of the stage before. The first
-    stage is stored as ``settings.run``, the others under their folder's name.
+    Each later stage's step 0 is the checkpoint that the stage before ended with: the
+    last, or the best where ``load_best_model_at_end`` went back to it. The first stage
+    is stored as ``settings.run``, the others under their folder's name.
 
     Returns:
         By name, what was done.
@@ -74,14 +76,14 @@ def stages(
     runs: Sequence[str | Path], settings: SweepSettings
 ) -> Iterator[tuple[str | Path, SweepSettings]]:
     """Each run and what is the same for its checkpoints: a later one starts from the
-    last checkpoint of the one before."""
+    checkpoint that the one before ended with."""
     origin = settings.initial_model or settings.base
     yield runs[0], settings
     for before, run in pairwise(runs):
         settings = replace(
             settings,
             run=Path(run).resolve().name,
-            base=find_checkpoints(before)[-1].path,
+            base=ended_with(before).path,
             initial_model=origin,
             objectives=settings.objectives[1:],
         )

@@ -114,6 +114,21 @@ def test_a_sweep_passes_every_pickle_of_a_checkpoint_by(
     assert not marker.exists()
 
 
+def test_a_cure_names_no_script_that_lies_in_the_folder(
+    marker: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-1"
+    (folder / "global_step1").mkdir(parents=True)
+    shard = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    (folder / "global_step1" / shard).write_bytes(as_torch(marker))
+    (folder / "zero_to_fp32.py").write_text("the sender's code")
+    with pytest.raises(CheckpointError, match="only if you trust") as caught:
+        check_weights(describe_checkpoint(folder, 1))
+    assert "python -m deepspeed.utils.zero_to_fp32" in str(caught.value)
+    assert "zero_to_fp32.py" not in str(caught.value)
+    assert not marker.exists()
+
+
 def test_an_optimizer_state_is_read_as_numbers_or_not_at_all(
     run: Path, marker: Path, tmp_path: Path
 ) -> None:
