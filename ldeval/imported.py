@@ -34,6 +34,7 @@ from ldeval.files import (
     write_whole,
     written,
 )
+from ldeval.printable import quoted
 from ldeval.records import LEVELS_VERSION, LevelColumn, LevelRun
 from ldeval.records.checked import check_types
 from ldeval.store import list_steps, run_folder
@@ -95,8 +96,8 @@ def read_levels(run: str | Path) -> LevelRun:
         version = record.pop("levels_version")
         if version != LEVELS_VERSION:
             raise StoreError(
-                f"{path}: version {version!r}; this ldeval reads {LEVELS_VERSION}. "
-                "Import the file again."
+                f"{path}: version {quoted(version)}; this ldeval reads "
+                f"{LEVELS_VERSION}. Import the file again."
             )
         digest = record.pop("prompts_sha256")
         columns = tuple(_from_json(column) for column in record.pop("columns"))

@@ -9,6 +9,9 @@ from typing import IO, Any
 
 import numpy as np
 
+_ENCRYPTED = 1
+"""The flag of an entry that asks for a password."""
+
 
 def claimed_shape(archive: zipfile.ZipFile, name: str, most: int) -> tuple[int, ...]:
     """The shape of one array, which is not too large and no larger than its file.
@@ -22,9 +25,13 @@ def claimed_shape(archive: zipfile.ZipFile, name: str, most: int) -> tuple[int, 
 
     Raises:
         KeyError: there is no such file.
-        ValueError: it is too large, claims more than it holds, or holds objects.
+        ValueError: it is too large, claims more than it holds, is encrypted, or holds
+            objects.
     """
-    size = archive.getinfo(name).file_size
+    entry = archive.getinfo(name)
+    if entry.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{name} is encrypted")
+    size = entry.file_size
     if size > most:
         raise ValueError(f"{name} unpacks to {size} bytes; at most {most}")
     readers: Mapping[tuple[int, int], Callable[[IO[bytes]], Any]] = {

@@ -85,3 +85,17 @@ def test_levels_are_looked_at_before_their_arrays(tmp_path: Path) -> None:
     (run / PROMPTS).unlink()
     with pytest.raises(StoreError, match="steps"):
         read_levels(run)
+
+
+def test_an_array_that_asks_for_a_password_is_refused(tmp_path: Path) -> None:
+    """zipfile's own error for it is one that says nothing of a file."""
+    run = _run(tmp_path, {"a.npy": _array((2, 3))})
+    content = bytearray((run / PROMPTS).read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 8] |= 1
+    (run / PROMPTS).write_bytes(content)
+    record = json.loads((run / LEVELS).read_text())
+    digest = hashlib.sha256(content).hexdigest()
+    (run / LEVELS).write_text(json.dumps(record | {"prompts_sha256": digest}))
+    with pytest.raises(StoreError, match=r"prompts\.npz: .*a\.npy is encrypted"):
+        read_levels(run)
