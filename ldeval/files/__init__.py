@@ -5,7 +5,13 @@ used alike.
 """
 
 from ldeval.files.arrays import claimed_shape
-from ldeval.files.formats import DAMAGED_ARRAY, lenient_json, strict_json, understood
+from ldeval.files.formats import (
+    DAMAGED_ARRAY,
+    MALFORMED,
+    lenient_json,
+    strict_json,
+    understood,
+)
 from ldeval.files.litter import clear_litter, temporary_folder, temporary_name
 from ldeval.files.places import (
     REACH,
@@ -38,6 +44,7 @@ from ldeval.files.writing import (
 
 __all__ = [
     "DAMAGED_ARRAY",
+    "MALFORMED",
     "REACH",
     "ROOM",
     "claimed_shape",

@@ -29,7 +29,7 @@ def understood(path: Path, remedy: str) -> Iterator[None]:
         yield
     except LdevalError:
         raise
-    except _MALFORMED as error:
+    except MALFORMED as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
         raise StoreError(
             f"{redact_url(str(path))}: does not hold what it should ({reason}). "
@@ -55,7 +55,7 @@ DAMAGED_ARRAY: tuple[type[Exception], ...] = (
 """What numpy raises at a damaged ``.npy`` or ``.npz``: it reads the header as Python,
 and makes room for as much as the header says."""
 
-_MALFORMED = (
+MALFORMED: tuple[type[Exception], ...] = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -63,6 +63,8 @@ _MALFORMED = (
     TypeError,
     ValueError,
 )
+"""What code raises that takes from a file what its kind holds, where this one does not:
+an id that is Infinity among it."""
 
 
 def strict_json(

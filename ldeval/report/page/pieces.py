@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.errors import CheckpointError
-from ldeval.files import lenient_json
+from ldeval.files import MALFORMED, lenient_json
 
 TOKENIZER = "tokenizer.json"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -61,22 +61,11 @@ def read_pieces(place: str | Path) -> Pieces:
             f"{path}: cannot be read ({error.strerror}). Name a tokenizer.json, or a "
             "folder that holds one, with --tokenizer."
         ) from error
-    except _NO_TOKENIZER as error:
+    except MALFORMED as error:
         raise CheckpointError(
             f"{path}: not a tokenizer ({error!r}). Name another with --tokenizer; "
             "without any, tokens are shown by their ids."
         ) from error
-
-
-_NO_TOKENIZER = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-"""What a file of another shape raises, an id that is Infinity among it."""
 
 
 def _spelled(rules: Mapping[str, Any]) -> dict[int, bytes]:
