@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from ldeval.errors import ClusterError, MissingExtraError
 from ldeval.redact import redact_url
+from ldeval.room import fit
 
 log = logging.getLogger(__name__)
 
@@ -138,33 +139,6 @@ def _free(needs: Mapping[str, float], most: int) -> int:
         time.sleep(FREED)
         found = max(found, count())
     return found
-
-
-def fit(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """How many workers a machine with so many CPUs and GPUs has room for.
-
-    Part of a GPU is part of one: two workers of 0.6 do not share one, nor does a third
-    get what is left of two.
-    """
-    # in ten-thousandths, as Ray counts: 1 / 0.1 is no whole number of times in floats
-    rooms = []
-    for kind, need in needs.items():
-        if not need:
-            continue
-        wanted, there = _parts(need), _parts(node.get(kind, 0))
-        if kind == "GPU" and wanted < _WHOLE:
-            whole, rest = divmod(there, _WHOLE)
-            rooms.append(whole * (_WHOLE // wanted) + rest // wanted)
-        else:
-            rooms.append(there // wanted)
-    return min(rooms)
-
-
-_WHOLE = 10_000
-
-
-def _parts(amount: float) -> int:
-    return round(amount * _WHOLE)
 
 
 def _knock(address: str, name: str) -> None:

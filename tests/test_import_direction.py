@@ -15,6 +15,7 @@ LEVELS = {
     "errors": 0,
     "printable": 0,
     "redact": 0,
+    "room": 0,
     "files": 1,
     "logs": 1,
     "parquet": 1,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ldeval import ray_cluster
-from ldeval.ray_cluster import Cluster, fit
+from ldeval.ray_cluster import Cluster
+from ldeval.room import fit
 
 ray = pytest.importorskip("ray")
 

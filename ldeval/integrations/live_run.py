@@ -274,7 +274,8 @@ class LiveRun:
                 return LiveWeights(weights_hash(folder), stored)
             return replace(live_weights(model), dtype=stored)
         live = live_weights(model)
-        if step == 0 and holds_weights_of(model, weight_files(folder)):
+        cast = live.dtype != stored_dtype(folder)
+        if step == 0 and cast and holds_weights_of(model, weight_files(folder)):
             return replace(live, digest=weights_hash(folder))
         return live
 

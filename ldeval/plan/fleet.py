@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldeval.room import fit, times
+
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")
 """Model arguments that spread one engine over devices. ``data_parallel_size`` is no
 such: the harness then holds no engine, and no sweep can swap its weights."""
@@ -114,13 +116,7 @@ def fleet_of(
 
 def _whole(gpus: float | None) -> float:
     """GPUs that a worker keeps others from: two that ask for 0.6 do not share one."""
-    return 1 / _times(1, gpus) if gpus and gpus < 1 else gpus or 0
-
-
-def _times(there: float, each: float) -> int:
-    """How often a worker's amount goes into what is there, in ten-thousandths as Ray
-    counts: 1 / 0.1 is no whole number in floats."""
-    return round(there * 1e4) // max(1, round(each * 1e4))
+    return 1 / times(1, gpus) if gpus and gpus < 1 else gpus or 0
 
 
 def _threads(ray: RayAsked) -> int:
@@ -152,12 +148,10 @@ def _workers_here(
 ) -> tuple[int, list[str]]:
     """As many as have room on this machine, as the sweep itself has it."""
     gpus = share if ray.gpus or (ray.gpus is None and machine.gpus) else 0.0
-    rooms = [_times(machine.cores, ray.cpus)] if ray.cpus else []
-    if gpus:  # a share is one of a whole number
-        rooms.append(int(machine.gpus / gpus + 1e-9))
-    if not rooms:
+    needs = {"CPU": ray.cpus, "GPU": gpus}
+    if not any(needs.values()):
         return ray.workers or 1, []
-    room = min(rooms)
+    room = fit({"CPU": machine.cores, "GPU": machine.gpus}, needs)
     here = f"{machine.cores} cores and {machine.gpus} GPUs"
     if room < 1:
         return 1, [
