@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.errors import IncompleteError, MismatchError, StoreError
+from ldeval.printable import quoted
 from ldeval.records import Checkpoint, Manifest
 from ldeval.store import (
     StoredStep,
@@ -52,12 +53,33 @@ def is_finished(folder: Path, question: Question) -> bool:
         return False
     name = question.differs(manifest)
     if name is not None:
+        there, asked = getattr(manifest, name), getattr(question, name)
+        if name == "settings":
+            held, wanted = manifest.settings, question.settings
+            there, asked = _differing(held, wanted), _differing(wanted, held)
         raise MismatchError(
-            f"{folder} holds scores with {name} {getattr(manifest, name)}, this sweep "
-            f"has {getattr(question, name)}. Use another --run or --store, or delete "
-            "that folder."
+            f"{folder} holds scores with {name} {there}, this sweep has {asked}. Ask "
+            "for the same, use another --run or --store, or delete that folder."
         )
     return True
+
+
+def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The settings that another has not, or has otherwise, as one text."""
+    flat, others = _flat(own), _flat(other)
+    names = [name for name in {**flat, **others} if flat.get(name) != others.get(name)]
+    return ", ".join(f"{name}={quoted(flat.get(name))}" for name in names)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, with arguments of the model beside the others."""
+    arguments = settings.get("model_args")
+    if not isinstance(arguments, Mapping):  # in a manifest of somebody else
+        return dict(settings)
+    return {
+        **{name: value for name, value in settings.items() if name != "model_args"},
+        **{f"model_args.{name}": value for name, value in arguments.items()},
+    }
 
 
 def from_another_run(

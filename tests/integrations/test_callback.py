@@ -185,7 +185,11 @@ def test_a_base_stored_in_a_lower_precision_is_told_by_how_it_was_loaded(
         apply_chat_template=True,
         progress=False,
     )
-    with pytest.raises(MismatchError, match="'dtype': 'float32'"):
+    with pytest.raises(
+        MismatchError,
+        match=r"with settings model_args.dtype='float32', this sweep has "
+        r"model_args.dtype=None",
+    ):
         sweep(tmp_path / "run", settings)
     alike = replace(settings, model_args={"dtype": "float32"})
     shutil.rmtree(store / "run" / "step_000002")
