@@ -1,13 +1,14 @@
 """Kill ldeval at every bad moment: is anything lost, wrong, or unclear afterwards?
 
     python scripts/campaign_faults.py [--kills 200] [--events 60] [--seed 0]
-        [--commands build dataset sweep diff report] [--output DIR]
+        [--commands build dataset sweep diff report] [--part I/N] [--output DIR]
 
 Each command runs once undisturbed, for what must come out. Then it is killed with
 SIGKILL: at times drawn uniformly over that run (--kills, over all commands), and at its
 events (one kill at every write, fsync, rename and deletion; --events a command at most,
 evenly over them), where a kill at a write comes when half of it has reached the file.
-It starts from nothing and with an older result in place. After each kill:
+It starts from nothing and with an older result in place. --part 2/3 does every third
+kill from the second on: three such processes do the campaign. After each kill:
 
 lost     what stood there complete is gone or changed
 wrong    a file under its final name is neither the old one nor the new one; a reader
@@ -45,16 +46,20 @@ def main() -> int:
     parser.add_argument(
         "--commands", nargs="+", choices=list(COMMANDS), default=list(COMMANDS)
     )
+    parser.add_argument(
+        "--part", type=Part.read, default=WHOLE, metavar="I/N", help="of the kills"
+    )
     parser.add_argument("--output", type=Path, help="kept; default: a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ldeval-faults-") as temporary:
         place = options.output or Path(temporary)
-        draw = random.Random(options.seed)
+        draw = random.Random(f"{options.seed} {options.part}")
         share = -(-options.kills // len(options.commands))
         print(HEAD, flush=True)
         tallies = []
         for name in options.commands:
-            tallies.append(campaign(COMMANDS[name](place), share, options.events, draw))
+            command = COMMANDS[name](place)
+            tallies.append(campaign(command, share, options.events, draw, options.part))
             print(tallies[-1].row(name), flush=True)
     for tally in tallies:
         for finding in tally.findings:
@@ -67,6 +72,29 @@ HEAD = (
     f"{'remove':>6} {'inside':>6} {'kills':>5} {'lost':>4} {'wrong':>5} {'unclear':>7} "
     f"{'seconds':>7}"
 )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Every ``of``-th kill from the ``number``-th on, counted from 1."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def read(cls, text: str) -> Part:
+        """Of an option's ``I/N``."""
+        number, _, of = text.partition("/")
+        if not (number + of).isdigit() or not 1 <= int(number) <= int(of):
+            raise argparse.ArgumentTypeError(f"{text!r} is not like 2/3")
+        return cls(int(number), int(of))
+
+    def among(self, kills: Sequence[int]) -> Sequence[int]:
+        """Those of this part."""
+        return kills[self.number - 1 :: self.of]
+
+
+WHOLE = Part(1, 1)
 
 
 @dataclass
@@ -92,7 +120,11 @@ class Tally:
 
 
 def campaign(
-    command: Command, uniform: int, at_events: int, draw: random.Random
+    command: Command,
+    uniform: int,
+    at_events: int,
+    draw: random.Random,
+    part: Part = WHOLE,
 ) -> Tally:
     """Kill one command at times and at events."""
     started = time.monotonic()
@@ -103,7 +135,8 @@ def campaign(
         for older, kinds in command.events.items()
         for at, kind in enumerate(kinds)
     ]
-    for number in evenly([kind for _, _, kind in moments], at_events):
+    uniform = len(part.among(range(uniform)))
+    for number in part.among(evenly([kind for _, _, kind in moments], at_events)):
         older, at, kind = moments[number]
         moment = f"{command.name}, {kind} {at}{' over an older result' * older}"
         command.start(older=older)

@@ -21,7 +21,7 @@ import pytest
 import ldeval
 from ldeval.errors import StoreError
 from ldeval.probes.answers import Answer, AnswerCache
-from scripts.campaign_faults import campaign, evenly
+from scripts.campaign_faults import Part, campaign, evenly
 from scripts.fault_commands import COMMANDS, Build, Dataset, Sweep, files_of
 from scripts.fault_injection import Ended, Faults, Running, ended, jumping
 
@@ -101,6 +101,12 @@ def test_events_are_chosen_of_every_kind() -> None:
     assert len(chosen) == 12
     assert {kinds[at] for at in chosen} == {"write", "fsync", "rename"}
     assert evenly(kinds, 100) == list(range(92))
+
+
+def test_parts_of_a_campaign_are_all_of_it() -> None:
+    parts = [Part.read(f"{number}/3").among(range(10)) for number in (1, 2, 3)]
+    assert sorted(itertools.chain(*parts)) == list(range(10))
+    assert {len(part) for part in parts} == {3, 4}
 
 
 # ------------------------------------------------------------------------- a full disk
