@@ -175,6 +175,15 @@ def test_kinds_are_those_scored_at_every_step(tables):
     }
 
 
+def test_chosen_and_rejected_alone_are_compared_claims_about_others_left_open():
+    world = make_world(24, kinds=("chosen", "rejected"))
+    pair = world.table(0), world.changed(squeezed()).table(10, world)
+    claims = {claim.name: claim for claim in compare(pair).claims}
+    for name in ("D4", "D6"):
+        assert claims[name].state == "undecided"
+        assert claims[name].reason == "no other kind was scored"
+
+
 def test_what_a_reader_should_know_is_noted(tables, comparison):
     assert any("persistence not assessed: 3" in note for note in comparison.notes)
     assert any("no noise floor" in note for note in comparison.notes)
