@@ -22,7 +22,7 @@ from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.families import adjusted, adjusted_pairs
 from ldeval.compare.flow import STRATA, flows
-from ldeval.compare.greedy import greedy_path
+from ldeval.compare.greedy import NOT_FOLLOWED, greedy_path
 from ldeval.compare.influence import influence
 from ldeval.compare.laws import law_tests, richer_curves
 from ldeval.compare.pairing import align, check_manifests, pair_rows, usable
@@ -132,6 +132,15 @@ def compare_run(
         )
         for part in evidence
     ]
+    greedy = greedy_path(
+        decodes,
+        {table.manifest.step: table.manifest.weights_hash for table in kept},
+        limits.nats(noise_floor),
+        draws.full,
+    )
+    notes = _notes(kept, reference, limits, noise_floor)
+    if decodes and greedy is None:
+        notes = (*notes, NOT_FOLLOWED)
     return Comparison(
         run=run,
         steps=tuple(table.manifest.step for table in kept),
@@ -154,14 +163,9 @@ def compare_run(
         noise_floor=limits.nats(noise_floor),
         persistence_assessed=limits.persistence(len(kept)),
         excluded=_excluded(kept),
-        notes=_notes(kept, reference, limits, noise_floor),
+        notes=notes,
         manifests=tuple(table.manifest for table in kept),
-        greedy=greedy_path(
-            decodes,
-            {table.manifest.step: table.manifest.weights_hash for table in kept},
-            limits.nats(noise_floor),
-            draws.full,
-        ),
+        greedy=greedy,
     )
 
 

@@ -13,6 +13,7 @@ from ldeval.errors import LdevalError, MismatchError
 from ldeval.records import KIND_NAMES, Estimate, Excluded
 
 from .conftest import make_world, reordered, squeezed, with_manifest, without
+from .test_greedy import world as decoded
 
 
 def compare(tables, **more):
@@ -192,6 +193,13 @@ def test_what_a_reader_should_know_is_noted(tables, comparison):
     found = compare(bare[:2])
     assert found.overall.flows == ()
     assert any("no flows: the top tokens" in note for note in found.notes)
+
+
+def test_decodes_that_cannot_be_followed_are_noted(tables):
+    later = with_manifest(tables[1], weights_hash="w10")
+    found = compare([tables[0], later], decodes=[decoded(10, 0.1, -0.2)])
+    assert found.greedy is None
+    assert any("greedy decodes are left out" in note for note in found.notes)
 
 
 def test_sums_alone_give_changes_and_verdicts_with_reasons(tables):
