@@ -102,6 +102,20 @@ def test_the_order_in_which_tables_are_given_changes_nothing(tables, comparison)
     assert compare(tables[::-1]) == comparison
 
 
+def test_a_response_that_the_first_checkpoint_gives_no_finite_sum_is_left_out(tables):
+    row = tables[0].index()["p003", "chosen"]
+    at = int(tables[0].offsets[row])
+    logprobs = tables[0].tokens.logprobs.copy()
+    sums = tables[0].logprob_sums.copy()
+    logprobs[at] = sums[row] = -np.inf
+    tokens = dataclasses.replace(tables[0].tokens, logprobs=logprobs)
+    first = dataclasses.replace(tables[0], tokens=tokens, logprob_sums=sums)
+    found = compare([first, *tables[1:]])
+    kept = np.delete(np.arange(len(first)), row)
+    assert found.verdicts == compare([reordered(t, kept) for t in tables]).verdicts
+    assert any("step 0: 1 responses without a finite" in n for n in found.notes)
+
+
 def test_two_checkpoints_have_one_pair_which_is_the_overall_one(tables):
     found = compare(tables[:2])
     assert found.pairs == (found.overall,)
