@@ -209,7 +209,7 @@ def chosen_held(ask: Question) -> Conjunct:
     chosen, rejected = ask.evidence.kind("chosen"), ask.evidence.kind("rejected")
     bound, half = -share * abs(rejected.value), chosen.half_width
     found: bool | None = None
-    if state(chosen, ask.nats) == "down" or chosen.value + half <= bound:
+    if state(chosen, ask.m("chosen")) == "down" or chosen.value + half <= bound:
         found = False
     elif chosen.value - half > bound:
         found = True

@@ -10,10 +10,11 @@ import pytest
 
 from ldeval.compare import Bootstrap, Thresholds, decide, digests
 from ldeval.compare.evidence import SplitEvidence
+from ldeval.compare.imported import compare_levels
 from ldeval.compare.logic import all_hold, is_above, is_below, opposite
 from ldeval.compare.series import spread, widened
 from ldeval.compare.squeeze import OTHERS, Question
-from ldeval.records import Estimate
+from ldeval.records import KIND_NAMES, Estimate, LevelColumn, LevelRun
 
 from .conftest import (
     lift,
@@ -103,6 +104,30 @@ def test_a_squeeze_that_spares_chosen_is_squeezing_chosen_held():
     assert found["squeezing_chosen_held"].state == "holds"
     assert found["squeezing"].state == "does_not_hold"
     assert found["learning"].state == "does_not_hold"
+
+
+def test_of_imported_means_chosen_is_held_where_it_lost_less_than_their_own_m():
+    rng, ends = np.random.default_rng(0), {"chosen": -0.5, "rejected": -60.0}
+    columns = [
+        LevelColumn(
+            name,
+            "kind" if name in KIND_NAMES else "derived",
+            name,
+            tuple(np.linspace(-120, -120 + end, 40) + rng.normal(0, 0.03, 40)),
+        )
+        for name, end in (
+            *((kind, ends.get(kind, -20.0)) for kind in KIND_NAMES),
+            ("argmax:permuted", 15.0),
+        )
+    ]
+    steps = tuple(range(40))
+    levels = LevelRun("r", "reference", "f", "trained", steps, "steps", tuple(columns))
+    verdict = {v.name: v for v in compare_levels(levels).verdicts}
+    held = part(verdict["squeezing_chosen_held"], "S4")
+    assert held.evidence["chosen"].high < -0.01
+    assert part(verdict["squeezing"], "C down").truth == "does_not_hold"
+    assert held.truth == "holds"
+    assert verdict["squeezing_chosen_held"].state == "holds"
 
 
 def test_sharpening_the_temperature_is_not_squeezing():
