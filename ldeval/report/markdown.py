@@ -111,7 +111,8 @@ HOW_TO_READ: tuple[tuple[str, str], ...] = (
         "own token (off-label), probability is kept in four bins fixed by that "
         "checkpoint: the label, its argmax, the rest of its top-k, and the tail. The "
         "changes of the four add up to zero. Net shares say, of what the label lost "
-        "over all positions, how much each other bin got.",
+        "over all positions, how much each other bin got; where it gained, how much "
+        "each paid.",
     ),
     (
         "Squeezing",

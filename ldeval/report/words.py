@@ -258,7 +258,8 @@ def flow_sentence(flow: Flow) -> str:
     )
     if shares := net_shares(flow):
         named = ", ".join(f"{_BIN_WORDS[b]} {percent(s)}" for b, s in shares.items())
-        text += f" Net share of what the label lost: {named}."
+        whole = "lost" if flow.label.value < 0 else "gained, and who paid it"
+        text += f" Net share of what the label {whole}: {named}."
     if flow.exact_share < 1:
         text += f" {percent(flow.exact_share)} of the positions are exact, the rest "
         text += "bounded."
@@ -269,7 +270,8 @@ _BIN_WORDS = {"argmax": "argmax", "top": "rest of top-k", "tail": "tail"}
 
 
 def net_shares(flow: Flow) -> dict[str, float]:
-    """Share of the label's loss that each other bin took, net; may be negative.
+    """Share of the label's loss that each other bin took, net, or of its gain that the
+    bin paid; may be negative.
 
     Empty where the label's interval contains zero: a share of a loss that is not
     clear is not defined.

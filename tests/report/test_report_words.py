@@ -146,6 +146,8 @@ def test_a_share_of_a_loss_that_is_not_clear_is_not_given() -> None:
     assert "did not clearly lose or gain" in share_sentence(odd)
     gained = make_flow(make(0.1, 0.05, 0.2), gain, gain, half)
     assert "50% net came from the reference argmax" in share_sentence(gained)
+    assert "Net share of what the label lost: argmax 50%" in flow_sentence(clear)
+    assert "what the label gained, and who paid it: argmax 50%" in flow_sentence(gained)
 
 
 def test_a_sum_that_goes_the_other_way_is_said() -> None:
