@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from ldeval.compare.levels import FLOOR_SHARE
 from ldeval.compare.thresholds import Thresholds
 from ldeval.records import (
     SPLIT_NAMES,
@@ -295,7 +296,10 @@ def standing_sentences(comparison: Comparison) -> tuple[str, ...]:
             "change worth the name where that is larger) are not called changes."
         ]
     else:
-        sentences = ["The noise floor is not known: any interval beyond zero counts."]
+        sentences = [
+            f"The noise floor is not known: changes within {percent(FLOOR_SHARE)} of a "
+            "kind's first value are not called changes."
+        ]
     if not comparison.persistence_assessed:
         sentences.append(
             f"Persistence is not assessed: with "
