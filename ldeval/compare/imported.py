@@ -79,6 +79,7 @@ def compare_levels(
         claims=claims(ask, levels.objective),
         verdicts=decide(ask) if evidence.kinds else (),
         noise_floor=math.nan,
+        flow_floor=math.nan,
         persistence_assessed=limits.persistence(len(levels.steps)),
         excluded=(),
         notes=_notes(levels, limits),

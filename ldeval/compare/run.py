@@ -161,6 +161,7 @@ def compare_run(
         claims=tuple(c for ask in splits for c in claims(ask, objective)),
         verdicts=tuple(v for ask in splits for v in decide(ask)),
         noise_floor=limits.nats(noise_floor),
+        flow_floor=limits.probability(noise_floor),
         persistence_assessed=limits.persistence(len(kept)),
         excluded=_excluded(kept),
         notes=notes,

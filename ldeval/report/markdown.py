@@ -214,7 +214,7 @@ def _sentences(comparison: Comparison, heading: int) -> Iterable[str]:
     for split in SPLITS:
         name = SPLIT_NAMES[split].capitalize()
         yield f"**{name} probes, step {pair.before} to step {pair.after}**"
-        yield _bullets(split_sentences(pair, split, floor))
+        yield _bullets(split_sentences(pair, split, floor, comparison.flow_floor))
 
 
 def _figures(figures: Mapping[str, str], stages: Sequence[Comparison]) -> list[str]:

@@ -167,6 +167,7 @@ def test_mixed_backends_are_compared_when_allowed_and_noted(tables):
     found = compare([tables[0], other], allow_mixed=True, noise_floor=0.02)
     assert "mixed backend: hf, vllm" in found.notes
     assert found.noise_floor == 0.02
+    assert found.flow_floor == 0.02
 
 
 def test_rows_of_one_checkpoint_only_are_listed_and_excluded_ones_gathered(tables):
