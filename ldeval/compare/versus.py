@@ -27,6 +27,7 @@ from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.pairing import align, check_manifests, noise_floor
 from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.reference import build_reference
+from ldeval.compare.series import Series, paired
 from ldeval.compare.stats import DISPLAY_LEVEL, REPLICATES, Bootstrap, Float
 from ldeval.compare.thresholds import Thresholds
 from ldeval.compare.versus_claims import run_claims
@@ -84,7 +85,8 @@ class _Run:
         return np.asarray(steps - steps[0])
 
     def scale(self, at: Scale) -> Float:
-        """[C] the place of each checkpoint on the common scale.
+        """[C] the place of each checkpoint on the common scale; NaN where a checkpoint
+        has none.
 
         Raises:
             MismatchError: it is not known.
@@ -101,8 +103,9 @@ class _Run:
                 f"run {self.name!r} has no chosen and rejected on trained probes, so "
                 "it has no margin. Compare --at steps."
             )
-        chosen, rejected = (np.nanmean(part.changes, axis=1) for part in series)
-        return np.asarray(chosen - rejected)
+        chosen, rejected = paired(series)
+        each = replace(chosen.term, denominators=np.ones(len(chosen.term)))
+        return Series(each, chosen.changes - rejected.changes).path()
 
     def _examples(self) -> Float:
         if self.trained is None:
@@ -181,18 +184,22 @@ def _ordered(item: RunInput) -> list[ScoreSource]:
 def place_weights(scale: Float, x: float) -> Float:
     """Weights of checkpoints [C] that interpolate the path where it first reaches x.
 
+    Args:
+        scale: [C] the path; checkpoints where it is NaN have no part in it.
+
     Raises:
         ValueError: the path never reaches x.
     """
-    weights = np.zeros(len(scale))
-    after = int(np.argmax(scale >= x))
-    if scale[after] < x:
-        raise ValueError(f"the path ends at {scale.max()}, below {x}")
-    if after == 0 or scale[after] == x:
-        weights[after] = 1.0
+    known = np.flatnonzero(~np.isnan(scale))
+    weights, path = np.zeros(len(scale)), scale[known]
+    after = int(np.argmax(path >= x))
+    if path[after] < x:
+        raise ValueError(f"the path ends at {path.max()}, below {x}")
+    if after == 0 or path[after] == x:
+        weights[known[after]] = 1.0
         return weights
-    share = (x - scale[after - 1]) / (scale[after] - scale[after - 1])
-    weights[after - 1], weights[after] = 1.0 - share, share
+    share = (x - path[after - 1]) / (path[after] - path[after - 1])
+    weights[known[after - 1 : after + 1]] = 1.0 - share, share
     return weights
 
 
@@ -207,7 +214,7 @@ class _Versus:
 
     def found(self) -> Versus:
         scales = [run.scale(self.at) for run in (*self.side_a, *self.side_b)]
-        reached = float(min(scale.max() for scale in scales))
+        reached = float(min(np.max(s, initial=0, where=~np.isnan(s)) for s in scales))
         if reached <= 0:
             raise MismatchError(
                 f"one of the runs never moved forward on the scale of {self.at}. "

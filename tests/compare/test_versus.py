@@ -12,7 +12,7 @@ import scipy.stats
 
 from ldeval.compare.versus import RunInput, compare_runs, place_weights, welch
 from ldeval.errors import MismatchError
-from ldeval.records import NoiseFloor
+from ldeval.records import Excluded, NoiseFloor
 from ldeval.report import dumps_versus, print_versus
 from tests.report.test_report_files import documented
 
@@ -104,6 +104,22 @@ def test_at_equal_margin_a_run_that_merely_learnt_less_is_not_slower(world):
     assert by_margin.collateral_a.value == pytest.approx(by_margin.collateral_b.value)
 
 
+def test_a_checkpoint_that_scored_nothing_has_no_place_on_the_scale_of_the_margin(
+    world,
+):
+    a, b = run_of(world, FAST, noise=0.0), run_of(world, FAST, noise=0.0)
+    every = [(p, k) for p, k in world.logits]
+    gone = tuple(Excluded(p, k, "too long") for p, k in every)
+    middle = with_manifest(a.tables[1], excluded=gone)
+    a = dataclasses.replace(a, tables=[a.tables[0], middle, a.tables[2]])
+    found = compare_runs([a], [b], at="margin")
+    assert found.reached == compare_runs([b], [b], at="margin").reached
+    for decay in found.decays:
+        if ":" not in decay.kind:
+            assert decay.point.difference.value == pytest.approx(0.0, abs=1e-9)
+            assert decay.point.a.value == pytest.approx(FAST[decay.kind])
+
+
 def test_examples_need_a_record_of_them(world):
     a = run_of(world, FAST)
     with pytest.raises(MismatchError, match=r"trained\.jsonl"):
@@ -154,6 +170,8 @@ def test_a_place_is_interpolated_where_the_path_first_reaches_it():
     assert place_weights(path, 3.0).tolist() == [0.25, 0.75, 0, 0]
     assert place_weights(path, 8.0).tolist() == [0, 0, 0, 1]
     assert place_weights(path, 5.0) @ path == pytest.approx(5.0)
+    gap = np.array([0.0, math.nan, 8.0])
+    assert place_weights(gap, 2.0).tolist() == [0.75, 0, 0.25]
     with pytest.raises(ValueError, match="ends at 8"):
         place_weights(path, 9.0)
 
