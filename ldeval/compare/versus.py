@@ -27,7 +27,7 @@ from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.pairing import align, check_manifests, noise_floor
 from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.reference import build_reference
-from ldeval.compare.series import Series, paired
+from ldeval.compare.series import Series, end_series, paired
 from ldeval.compare.stats import DISPLAY_LEVEL, REPLICATES, Bootstrap, Float
 from ldeval.compare.thresholds import Thresholds
 from ldeval.compare.versus_claims import run_claims
@@ -256,7 +256,7 @@ class _Versus:
         """The kind's change in A and in B over the prompts that both have."""
         terms = []
         for run in (self.side_a[0], self.side_b[0]):
-            terms.append(_term_at(run, kind, split, x, self.at))
+            terms.append(_series_at(run, kind, split, x, self.at).term)
         one, two = terms
         shared = np.intersect1d(one.prompts, two.prompts)
         if not len(shared):
@@ -290,16 +290,9 @@ class _Versus:
             slower = "b"
         elif point.difference.high < -floor:
             slower = "a"
-        ratios: list[Estimate] = []
-        for run in (self.side_a[0], self.side_b[0]):
-            evidence = run.evidence[point.split]
-            ratios.append(
-                collateral(evidence, point.kind)
-                if point.kind in KIND_NAMES
-                else Estimate.undefined(
-                    "not a stored kind", unit="dimensionless", level=DISPLAY_LEVEL
-                )
-            )
+        ratios = [
+            self._collateral(run, point) for run in (self.side_a[0], self.side_b[0])
+        ]
         return Decay(
             kind=point.kind,
             split=point.split,
@@ -310,6 +303,16 @@ class _Versus:
             seeds=self._seeds(point),
         )
 
+    def _collateral(self, run: _Run, point: VersusPoint) -> Estimate:
+        if point.kind not in KIND_NAMES:
+            return Estimate.undefined(
+                "not a stored kind", unit="dimensionless", level=DISPLAY_LEVEL
+            )
+        return collateral(
+            point.kind,
+            lambda kind: _series_at(run, kind, point.split, point.x, self.at),
+        )
+
     def _seeds(self, point: VersusPoint) -> Estimate | None:
         if max(len(self.side_a), len(self.side_b)) < 2:
             return None
@@ -317,7 +320,8 @@ class _Versus:
         for side in (self.side_a, self.side_b):
             values: list[float] = []
             for run in side:
-                term = _term_at(run, point.kind, point.split, point.x, self.at)
+                place = point.kind, point.split, point.x, self.at
+                term = _series_at(run, *place).term
                 if len(term):
                     values.append(term.numerators.sum() / term.denominators.sum())
             sides.append(np.array(values))
@@ -361,13 +365,13 @@ def _negative(run: _Run) -> bool | None:
     return None if objective is None else OBJECTIVES[objective]
 
 
-def _term_at(run: _Run, kind: str, split: Split, x: float, at: Scale) -> Term:
-    """Δsum of a kind's responses at place x, over their tokens."""
+def _series_at(run: _Run, kind: str, split: Split, x: float, at: Scale) -> Series:
+    """Δsum of a kind's responses at place x alone, over their tokens."""
     series = run.evidence[split].series(kind)
     weights = place_weights(run.scale(at), x)
     used = weights > 0
     change = weights[used] @ series.changes[used]
-    return replace(series.term, numerators=change).at(np.isfinite(change))
+    return end_series(series.term, change[None, :], 1)
 
 
 def _sorted(term: Term, prompts: Strings) -> Term:

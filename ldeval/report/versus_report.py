@@ -73,7 +73,7 @@ def decay_table(versus: Versus) -> Table:
         "Δtok since each run's first checkpoint, nats/token, paired by prompt. higher: "
         "the run in which the kind lost less (or gained more), where the whole "
         f"interval lies beyond ±{versus.noise_floor:g}. κ: what a response lost for "
-        "each nat that the margin gained by the run's end.",
+        "each nat that the margin gained up to there.",
         notes,
         keys=2,
     )

@@ -104,6 +104,18 @@ def test_at_equal_margin_a_run_that_merely_learnt_less_is_not_slower(world):
     assert by_margin.collateral_a.value == pytest.approx(by_margin.collateral_b.value)
 
 
+def test_the_loss_for_each_nat_of_margin_is_that_of_the_place_both_runs_reach(world):
+    late = {"chosen": 0.5, "rejected": -1.0, "permuted": -0.4}
+    a = run_of(world, late, steps=(0, 10), noise=0.0)
+    fall = run_of(world, {**late, "initial": -3.0}, steps=(0, 20), noise=0.0)
+    a = dataclasses.replace(a, tables=[*a.tables, fall.tables[1]])
+    b = run_of(world, late, steps=(0, 10), noise=0.0)
+    for at in ("steps", "margin"):
+        decays = compare_runs([a], [b], at=at).decays
+        decay = next(d for d in decays if (d.kind, d.split) == ("initial", "trained"))
+        assert decay.collateral_a.value == pytest.approx(0.0, abs=1e-9)
+
+
 def test_a_checkpoint_that_scored_nothing_has_no_place_on_the_scale_of_the_margin(
     world,
 ):
