@@ -285,10 +285,11 @@ class _Versus:
 
     def _decay(self, point: VersusPoint) -> Decay:
         slower: Literal["a", "b", "unclear"] = "unclear"
-        floor = self.limits.change_nats
-        if point.difference.low > floor:
+        floor, seeds = self.limits.change_nats, self._seeds(point)
+        judged = point.difference if seeds is None else seeds
+        if judged.low > floor:
             slower = "b"
-        elif point.difference.high < -floor:
+        elif judged.high < -floor:
             slower = "a"
         ratios = [
             self._collateral(run, point) for run in (self.side_a[0], self.side_b[0])
@@ -300,7 +301,7 @@ class _Versus:
             slower=slower,
             collateral_a=ratios[0],
             collateral_b=ratios[1],
-            seeds=self._seeds(point),
+            seeds=seeds,
         )
 
     def _collateral(self, run: _Run, point: VersusPoint) -> Estimate:

@@ -37,7 +37,8 @@ class Decay:
     split: Split
     point: VersusPoint
     slower: Literal["a", "b", "unclear"]
-    """Whose path lies higher there, where the interval of the difference tells."""
+    """Whose path lies higher there, where the interval of the difference tells: that of
+    ``seeds`` where there is one."""
     collateral_a: Estimate
     """Loss for each nat of margin that A gained up to there (Fieller),
     dimensionless."""

@@ -168,6 +168,20 @@ def test_several_seeds_are_the_unit_where_they_are_given(world):
     assert compare_runs(a[:1], b[:1]).decays[0].seeds is None
 
 
+def test_with_several_seeds_prompts_alone_name_no_run_as_slower(world):
+    a = [run_of(world, FAST, seed=0), run_of(world, SLOW, seed=1)]
+    b = [run_of(world, SLOW, seed=2), run_of(world, FAST, seed=3)]
+    key = ("initial", "trained")
+    alone, several = (
+        next(d for d in found.decays if (d.kind, d.split) == key)
+        for found in (compare_runs(a[:1], b[:1]), compare_runs(a, b))
+    )
+    assert alone.slower == "b"
+    assert several.point == alone.point
+    assert several.seeds.low < 0 < several.seeds.high
+    assert several.slower == "unclear"
+
+
 def test_the_seeds_interval_is_welch_s():
     rng = np.random.default_rng(0)
     one, two = rng.normal(0, 1, 5), rng.normal(1, 3, 4)
