@@ -150,6 +150,11 @@ class PairRisk:
     """The same of y⁻."""
 
     @property
+    def entanglement(self) -> float:
+        """⟨∇⁺, ∇⁻⟩ / ‖∇⁺‖²; NaN without gradients, or where chosen's is zero."""
+        return self.inner / self.chosen_squared if self.chosen_squared else math.nan
+
+    @property
     def both_fall(self) -> bool | None:
         """Whether both responses fall, to first order; None without gradients."""
         if self.inner != self.inner:
