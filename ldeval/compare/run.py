@@ -118,7 +118,6 @@ def compare_run(
     reference = build_reference(ordered[0])
     kept, pairs = _walk(ordered, reference, draws)
     overall = pairs[0] if len(kept) == 2 else _overall(kept[0], kept[-1], draws)
-    overall = adjusted(overall)
     evidence = [
         SplitEvidence(kept, split, draws.full, limits) for split in get_args(Split)
     ]
@@ -146,8 +145,8 @@ def compare_run(
         steps=tuple(table.manifest.step for table in kept),
         kinds=_kinds_throughout(kept),
         curves=curves(kept, draws.few),
-        pairs=(overall,) if len(kept) == 2 else adjusted_pairs(pairs),
-        overall=overall,
+        pairs=adjusted_pairs(pairs),
+        overall=adjusted(overall),
         trajectories=tuple(
             t for part in evidence for t in trajectories(part, limits.nats(noise_floor))
         ),

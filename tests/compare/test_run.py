@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from ldeval.compare import compare_run
+from ldeval.compare.families import adjusted
+from ldeval.compare.significance import benjamini_hochberg
 from ldeval.errors import LdevalError, MismatchError
 from ldeval.records import KIND_NAMES, Estimate, Excluded
 
@@ -118,7 +120,17 @@ def test_a_response_that_the_first_checkpoint_gives_no_finite_sum_is_left_out(ta
 
 def test_two_checkpoints_have_one_pair_which_is_the_overall_one(tables):
     found = compare(tables[:2])
-    assert found.pairs == (found.overall,)
+    (pair,) = found.pairs
+    assert adjusted(pair) == found.overall
+
+
+def test_pairs_are_adjusted_by_benjamini_and_hochberg_with_two_checkpoints_too(tables):
+    found = compare(tables[:2])
+    own = [c for c in found.pairs[0].changes if ":" not in c.kind]
+    for split in ("trained", "heldout"):
+        known = [c for c in own if c.split == split]
+        expected = benjamini_hochberg([c.p_value for c in known])
+        assert [c.p_adjusted for c in known] == expected
 
 
 def test_identical_tables_have_no_change_anywhere(tables):
