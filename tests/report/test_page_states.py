@@ -3,6 +3,7 @@ runs of which less is known."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pytest
 
 from ldeval.compare.imported import compare_levels
 from ldeval.integrations.reference import ImportOptions, import_reference_results
+from ldeval.records import Comparison
 from ldeval.report.page import PageRun, render_page
 from tests.compare.conftest import without
 from tests.integrations.test_reference_results import metrics, written
@@ -276,6 +278,21 @@ def test_wide_places_read_as_narrow_ones_do(
         )
     assert labels[0] == labels[1]
     assert len(labels[0]) > 20
+
+
+def test_a_kind_of_held_out_prompts_alone_has_no_number_of_trained_ones(
+    show: Any, comparison: Comparison
+) -> None:
+    gone = ("permuted", "trained")
+    kept = tuple(c for c in comparison.overall.changes if (c.kind, c.split) != gone)
+    pair = dataclasses.replace(comparison.overall, changes=kept)
+    page = show(PageRun(dataclasses.replace(comparison, overall=pair)))
+    rows = page.locator("#changes .forest tbody tr")
+    for kind, known in (("permuted", False), ("rejected", True)):
+        row = rows.filter(has=page.get_by_role("rowheader", name=kind, exact=True))
+        cells = row.locator("td").all_inner_texts()
+        assert [cell != "–" for cell in cells[-2:]] == [known, known]
+    assert "fell for (trained)" in page.inner_text("#changes thead")
 
 
 def test_statistics_that_are_undefined_are_shown_as_such(
