@@ -307,7 +307,8 @@ def _notes(
                 f"step {table.manifest.step}: {broken} responses without a finite sum "
                 "count as not scored"
             )
-    missing = int(np.sum([np.sum(align(tables[0], t) < 0) for t in tables[1:]]))
+    absent = [align(tables[0], table) < 0 for table in tables[1:]]
+    missing = int(np.sum(usable(tables[0]) & np.any(absent, axis=0)))
     if missing:
         notes.append(
             f"{missing} responses of step {first.step} are missing at later steps; "

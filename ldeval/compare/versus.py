@@ -24,7 +24,7 @@ from ldeval.compare.cross import collateral
 from ldeval.compare.delta import NATS_PER_TOKEN
 from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
-from ldeval.compare.pairing import align, check_manifests, noise_floor
+from ldeval.compare.pairing import align, check_manifests, noise_floor, usable
 from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.reference import build_reference
 from ldeval.compare.series import Series, end_series, paired
@@ -354,7 +354,8 @@ class _Versus:
             )
         if self.at == "margin":
             notes.append("the place at which a margin is reached is taken as given")
-        missing = int(np.sum(align(a.tables[0], b.tables[0]) < 0))
+        absent = align(a.tables[0], b.tables[0]) < 0
+        missing = int(np.sum(usable(a.tables[0]) & absent))
         if missing:
             notes.append(f"{missing} responses of {a.name} are not in {b.name}")
         return notes

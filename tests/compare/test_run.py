@@ -191,6 +191,12 @@ def test_rows_of_one_checkpoint_only_are_listed_and_excluded_ones_gathered(table
     assert found.excluded == (item,)
 
 
+def test_a_response_that_is_missing_at_several_steps_is_counted_once(tables):
+    kept = np.delete(np.arange(len(tables[0])), tables[0].index()["p003", "initial"])
+    found = compare([tables[0], *(reordered(t, kept) for t in tables[1:])])
+    assert any(n.startswith("1 responses of step 0 are missing") for n in found.notes)
+
+
 def test_kinds_are_those_scored_at_every_step(tables):
     kept = np.flatnonzero(tables[1].kinds != "permuted")
     found = compare([tables[0], reordered(tables[1], kept), tables[2]])
