@@ -164,6 +164,36 @@ def test_ten_probes_leave_every_verdict_undecided_saying_how_many():
         assert verdict.reason.startswith("10 clusters of trained")
 
 
+@pytest.mark.parametrize(
+    ("verdict", "condition", "kinds"),
+    [
+        ("squeezing", "S1", ("rejected",)),
+        ("hallucination_pull", "irrelevant_train up", ("irrelevant_train",)),
+    ],
+)
+def test_a_kind_that_few_prompts_have_settles_no_verdict(verdict, condition, kinds):
+    rising = by_kind({"chosen": 0.5, "irrelevant_train": 1.0, "irrelevant_test": -0.2})
+    change = squeezed() if verdict == "squeezing" else rising
+    whole = run_of(change, trained=40)
+    assert judge(*whole)[verdict].state == "holds"
+    few = [
+        reordered(
+            table,
+            [
+                row
+                for (probe, kind), row in table.index().items()
+                if kind not in kinds or int(probe[1:]) < 4
+            ],
+        )
+        for table in whole
+    ]
+    found = judge(*few)[verdict]
+    assert found.state == "undecided"
+    assert part(found, condition).truth == "undecided"
+    assert "at least 20 are needed" in part(found, condition).reason
+    assert f"{kinds[0]}: 4" in found.reason
+
+
 def test_clusters_count_not_prompts_when_texts_repeat():
     world = make_world(24)
     texts = {
