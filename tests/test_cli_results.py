@@ -49,6 +49,37 @@ def test_two_runs_are_compared_in_text_json_and_a_figure(
     assert figure.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_figure_of_another_format_is_refused_before_anything_is_computed(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, target = (str(store / "sft"), str(store / "dpo")), tmp_path / "v.json"
+    figure = ("--json", str(target), "--figure", str(tmp_path / "v.pdf"))
+    assert main(["compare", *runs, *figure]) == 2
+    assert "v.pdf: figures are .png or .svg" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("every", ["0", "-5", "x"])
+def test_steps_of_an_import_are_whole_numbers_that_grow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], every: str
+) -> None:
+    file = written(tmp_path / "m.json", metrics())
+    command = ["import", "reference", str(file), "--run", "m", "--store", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--every", every])
+    assert ended.value.code == 2
+    assert f"{every!r} is no whole number of 1 or more" in capsys.readouterr().err
+
+
+def test_a_harness_folder_is_no_step_below_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["import", "lm_eval", str(tmp_path), "--run", "x", "--store", "s"]
+    with pytest.raises(SystemExit):
+        main([*command, "--step", "-1"])
+    assert "'-1' is no whole number of 0 or more" in capsys.readouterr().err
+
+
 def test_an_imported_run_is_diffed_reported_and_can_fail_a_build(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,10 @@ def test_digits_from_a_local_mnist_file(
     ("arguments", "message"),
     [
         (["residuals", "--beta", "0"], "must be above 0"),
+        (["residuals", "--beta", "nan"], "--beta nan"),
+        (["residuals", "--margin", "inf"], "--margin inf: it must be finite"),
+        (["squeezing", "--seed", "-1"], "seed -1: give 0 or more"),
+        (["digits", "--seed", "-1"], "seed -1: give 0 or more"),
         (["bigram", "--steps", "0"], "at least one step"),
         (["bigram", "-o", "map.gif"], ".png or .svg"),
         (["digits", "--mnist", "absent.npz"], "no such file"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -288,6 +288,9 @@ def _compare(options: argparse.Namespace) -> int:
     from ldeval.compare.versus import compare_runs
     from ldeval.report import dumps_versus, print_versus, write_stitched
 
+    figure = options.figure
+    if figure is not None and figure.suffix not in (".png", ".svg"):
+        raise MismatchError(f"{figure}: figures are .png or .svg; name one.")
     sides = [
         [_opened(path) for path in (first, *more)]
         for first, more in (
@@ -337,19 +340,39 @@ def _import_commands(commands: Any) -> None:
         command.add_argument("--store", type=store_place, required=True)
         if name == "lm_eval":
             command.add_argument(
-                "--step", type=int, required=True, help="optimizer step of the model"
+                "--step",
+                type=_at_least(0),
+                required=True,
+                help="optimizer step of the model",
             )
         command.add_argument("--objective", choices=sorted(OBJECTIVES), default=None)
         if name == "reference":
             command.add_argument(
                 "--every",
-                type=int,
+                type=_at_least(1),
                 metavar="EXAMPLES",
                 help="examples trained on between evaluations",
             )
             command.add_argument(
                 "--heldout", action="store_true", help="its prompts are not trained on"
             )
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """What reads a whole number of an option, none below ``least``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no whole number of {least} or more"
+            )
+        return value
+
+    return read
 
 
 def _import_reference(options: argparse.Namespace) -> int:

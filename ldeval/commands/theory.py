@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,10 @@ def _residuals(options: argparse.Namespace) -> int:
     from ldeval.report.theory_plots import residuals_figure
     from ldeval.report.theory_tables import residuals_table
 
-    if options.beta <= 0:
+    if not 0 < options.beta < math.inf:
         raise TheoryError(f"--beta {options.beta:g}: it must be above 0.")
+    if not math.isfinite(options.margin):
+        raise TheoryError(f"--margin {options.margin:g}: it must be finite.")
     panels = residual_panels(options.beta, options.margin)
     return _finish(
         options,

@@ -42,6 +42,7 @@ SIMILAR = (
 )
 """Kinds near the trained response."""
 SHUFFLED = ("permuted", "random_words")
+NO_OTHERS = "no other kind was scored"
 
 Found = tuple[bool | None, Mapping[str, Estimate], str | None]
 """Three-valued truth, estimates, and a reason."""
@@ -171,8 +172,11 @@ def _d2(ask: Question) -> Found:
 def _d4(ask: Question) -> Found:
     if not {"chosen", "rejected"} & set(ask.evidence.argmax_along):
         return None, {}, "no argmax along chosen or rejected is known"
+    kinds = _scored(ask)
+    if not kinds:
+        return None, {}, NO_OTHERS
     top, others = mass_to_the_top(ask), others_fall(ask)
-    effect = {**top.evidence, "mean of others": ask.evidence.mean(_scored(ask))}
+    effect = {**top.evidence, "mean of others": ask.evidence.mean(kinds)}
     value = all_hold((value_of(top), value_of(others)))
     reason = "its pace against SFT needs a second run: ldeval compare"
     return value, effect, f"{reason}{f'; {top.reason}' if top.reason else ''}"
@@ -185,7 +189,7 @@ def _d6(ask: Question) -> Found:
     effect = {"chosen": chosen} | dict(zip(kinds, changes, strict=True))
     limits = ask.evidence.thresholds
     if not kinds:
-        return None, effect, "no other kind was scored"
+        return None, effect, NO_OTHERS
     down = [
         is_state(change, ask.m(kind), "down")
         for kind, change in zip(kinds, changes, strict=True)

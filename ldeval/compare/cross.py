@@ -14,7 +14,7 @@ tokens are needed. ``memory`` holds what asks which examples were trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -100,7 +100,7 @@ def _pull(evidence: SplitEvidence, kind: str, bootstrap: Bootstrap) -> Pull:
     return Pull(
         kind=kind,
         relative=relative_pull(evidence.series(kind), evidence.series("chosen")),
-        per_margin=collateral(evidence, kind),
+        per_margin=collateral(kind, evidence.series),
         normalised=_ended(evidence, kind, "normalised", SQUARE_NATS, bootstrap),
         sign_delta=_ended(evidence, kind, "mean_logprob_sum", NATS, bootstrap),
     )
@@ -129,10 +129,14 @@ def ratio_of_rates(above: Term, below: Term, missing: str) -> Estimate:
     )
 
 
-def collateral(evidence: SplitEvidence, kind: str) -> Estimate:
-    """κ = −Δsum_k / ΔM over the prompts that have the kind, chosen and rejected."""
+def collateral(kind: str, found: Callable[[str], Series]) -> Estimate:
+    """κ = −Δsum_k / ΔM over the prompts that have the kind, chosen and rejected.
+
+    Args:
+        found: the changes of a kind, by its name.
+    """
     names = list(dict.fromkeys((kind, *PAIR)))
-    series = [evidence.series(name) for name in names]
+    series = [found(name) for name in names]
     if not all(len(part.term) for part in series):
         missing = next(p.term.missing for p in series if not len(p.term))
         return _undefined(missing)

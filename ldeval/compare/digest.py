@@ -89,8 +89,8 @@ class Digest:
     mass: Float | None
     """[2, R, 2, 4] lower and upper Σ p of each bin, by stratum; None without bins."""
     argmax_ids: IntArray | None
-    """Argmax id at each off-label position along chosen, in the reference's order; −1
-    where not known."""
+    """Argmax id at each off-label position along chosen that the reference scored, in
+    its order; −1 where not known."""
     detail: Mapping[str, Float] = field(default_factory=dict)
     """[R, …] moments of Δ ln p against the first checkpoint; the last one's only."""
 
@@ -261,11 +261,12 @@ def _shared(own: Strings, reference: Strings) -> Strings:
 
 
 def _in_order(ids: Sequence[IntArray], reference: Reference) -> IntArray:
-    """Ids by position of the reference, −1 where no part holds it."""
+    """Ids by position of the reference's usable responses, −1 where none holds it."""
     position, found = np.concatenate(ids, axis=1)
     assert reference.off is not None
+    counted = reference.off & np.repeat(reference.usable, reference.lengths)
     where = reference.positions_of("chosen")
-    where = where[reference.off[where]]
+    where = where[counted[where]]
     whole = np.full(len(where), NO_TOKEN, np.int32)
     whole[np.searchsorted(where, position)] = found
     return whole

@@ -35,6 +35,11 @@ from ldeval.records import (
 NGRAM = 4
 """Tokens in what counts as repeated."""
 NO_DECODES = "no prompt was decoded at both"
+NOT_FOLLOWED = (
+    "greedy decodes are left out: those of the first checkpoint, or all later ones, "
+    "are missing or of other weights"
+)
+"""What a reader is told where decodes were given and there is no path."""
 
 
 def greedy_path(
@@ -52,12 +57,13 @@ def greedy_path(
         noise_floor: m, below which nothing is called a change, nats/token.
 
     Returns:
-        None where fewer than two compared steps have decodes.
+        None where fewer than two compared steps have decodes that can be followed:
+        those of the first, and later ones of the same tokens.
     """
     ordered = sorted(decodes, key=lambda item: item.step)
     kept = [d for d in ordered if weights.get(d.step) == d.weights_hash]
     notes = _left_out(ordered, kept, weights)
-    if len(kept) < 2:
+    if not kept or kept[0].reference_step != kept[0].step:
         return None
     first = kept[0]
     strays = [str(d.step) for d in kept if d.reference_step != first.step]
@@ -67,6 +73,8 @@ def greedy_path(
             f"{first.step}: left out"
         )
     kept = [d for d in kept if d.reference_step == first.step]
+    if len(kept) < 2:
+        return None
     steps = [
         step
         for after in kept[1:]

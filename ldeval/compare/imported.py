@@ -63,15 +63,15 @@ def compare_levels(
     )
     work = _Work(evidence, SignFlips(seed))
     last = len(levels.steps) - 1
-    overall = adjusted(work.pair(0, last))
+    overall = work.pair(0, last)
     successive = [work.pair(i, j) for i, j in pairwise(range(last + 1))]
     return Comparison(
         run=levels.run,
         steps=levels.steps,
         kinds=evidence.kinds,
         curves=tuple(work.curves()),
-        pairs=(overall,) if last == 1 else adjusted_pairs(successive),
-        overall=overall,
+        pairs=adjusted_pairs(successive),
+        overall=adjusted(overall),
         trajectories=tuple(map(work.trajectory, work.judged)),
         richer=(),
         laws=(),
@@ -79,6 +79,7 @@ def compare_levels(
         claims=claims(ask, levels.objective),
         verdicts=decide(ask) if evidence.kinds else (),
         noise_floor=math.nan,
+        flow_floor=math.nan,
         persistence_assessed=limits.persistence(len(levels.steps)),
         excluded=(),
         notes=_notes(levels, limits),

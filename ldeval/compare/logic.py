@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ldeval.compare.stats import state
 from ldeval.records import Conjunct, Estimate, Split, State, Truth, Verdict
@@ -84,13 +85,16 @@ def verdict(
     split: Split,
     conjuncts: Sequence[Conjunct],
     too_little: str | None,
+    least: int,
     details: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Combine conjuncts; undecided throughout where there is too little to go on.
 
     Args:
         too_little: why nothing can be decided here, or None.
+        least: clusters below which an estimate settles no conjunct.
     """
+    conjuncts = [_supported(part, least) for part in conjuncts]
     found = truth(all_hold(map(value_of, conjuncts)))
     reason = None
     if too_little is not None:
@@ -99,6 +103,17 @@ def verdict(
         open_ones = [part for part in conjuncts if part.truth == "undecided"]
         reason = "; ".join(f"{part.name}: {part.reason}" for part in open_ones)
     return Verdict(name, found, split, tuple(conjuncts), reason, dict(details or {}))
+
+
+def _supported(part: Conjunct, least: int) -> Conjunct:
+    """The conjunct, undecided where it rests on too few clusters; what is false for a
+    reason that no number shows stays so, and means without prompts have no clusters."""
+    few = {k: e.clusters for k, e in part.evidence.items() if 0 < e.clusters < least}
+    if not few or part.truth == "undecided" or (part.reason and not value_of(part)):
+        return part
+    named = ", ".join(f"{label}: {clusters}" for label, clusters in few.items())
+    reason = f"too few clusters of prompts, at least {least} are needed ({named})"
+    return replace(part, truth="undecided", reason=reason)
 
 
 def unsettled(evidence: Mapping[str, Estimate]) -> str:

@@ -22,7 +22,7 @@ from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.families import adjusted, adjusted_pairs
 from ldeval.compare.flow import STRATA, flows
-from ldeval.compare.greedy import greedy_path
+from ldeval.compare.greedy import NOT_FOLLOWED, greedy_path
 from ldeval.compare.influence import influence
 from ldeval.compare.laws import law_tests, richer_curves
 from ldeval.compare.pairing import align, check_manifests, pair_rows, usable
@@ -118,7 +118,6 @@ def compare_run(
     reference = build_reference(ordered[0])
     kept, pairs = _walk(ordered, reference, draws)
     overall = pairs[0] if len(kept) == 2 else _overall(kept[0], kept[-1], draws)
-    overall = adjusted(overall)
     evidence = [
         SplitEvidence(kept, split, draws.full, limits) for split in get_args(Split)
     ]
@@ -132,13 +131,22 @@ def compare_run(
         )
         for part in evidence
     ]
+    greedy = greedy_path(
+        decodes,
+        {table.manifest.step: table.manifest.weights_hash for table in kept},
+        limits.nats(noise_floor),
+        draws.full,
+    )
+    notes = _notes(kept, reference, limits, noise_floor)
+    if decodes and greedy is None:
+        notes = (*notes, NOT_FOLLOWED)
     return Comparison(
         run=run,
         steps=tuple(table.manifest.step for table in kept),
         kinds=_kinds_throughout(kept),
         curves=curves(kept, draws.few),
-        pairs=(overall,) if len(kept) == 2 else adjusted_pairs(pairs),
-        overall=overall,
+        pairs=adjusted_pairs(pairs),
+        overall=adjusted(overall),
         trajectories=tuple(
             t for part in evidence for t in trajectories(part, limits.nats(noise_floor))
         ),
@@ -152,16 +160,12 @@ def compare_run(
         claims=tuple(c for ask in splits for c in claims(ask, objective)),
         verdicts=tuple(v for ask in splits for v in decide(ask)),
         noise_floor=limits.nats(noise_floor),
+        flow_floor=limits.probability(noise_floor),
         persistence_assessed=limits.persistence(len(kept)),
         excluded=_excluded(kept),
-        notes=_notes(kept, reference, limits, noise_floor),
+        notes=notes,
         manifests=tuple(table.manifest for table in kept),
-        greedy=greedy_path(
-            decodes,
-            {table.manifest.step: table.manifest.weights_hash for table in kept},
-            limits.nats(noise_floor),
-            draws.full,
-        ),
+        greedy=greedy,
     )
 
 
@@ -303,7 +307,8 @@ def _notes(
                 f"step {table.manifest.step}: {broken} responses without a finite sum "
                 "count as not scored"
             )
-    missing = int(np.sum([np.sum(align(tables[0], t) < 0) for t in tables[1:]]))
+    absent = [align(tables[0], table) < 0 for table in tables[1:]]
+    missing = int(np.sum(usable(tables[0]) & np.any(absent, axis=0)))
     if missing:
         notes.append(
             f"{missing} responses of step {first.step} are missing at later steps; "

@@ -69,30 +69,30 @@ class Question:
 def decide(question: Question) -> tuple[Verdict, ...]:
     """All seven verdicts for one split."""
     ask, split = question, question.evidence.split
-    little = ask.evidence.too_little()
+    little = ask.evidence.too_little(), ask.evidence.thresholds.min_clusters
     shared = negative_pressure(ask), others_fall(ask), mass_to_the_top(ask)
     fell, rose = _chosen(ask, "down"), _chosen(ask, "up")
     squeezed_held = verdict(
-        "squeezing_chosen_held", split, (*shared, chosen_held(ask)), little
+        "squeezing_chosen_held", split, (*shared, chosen_held(ask)), *little
     )
     return (
-        verdict("squeezing", split, (*shared, fell), little),
+        verdict("squeezing", split, (*shared, fell), *little),
         squeezed_held,
         verdict(
             "likelihood_displacement",
             split,
             (fell, _margin_up(ask)),
-            little,
+            *little,
             {"destination": destination(ask)},
         ),
-        verdict("learning", split, (rose, _not_squeezed(squeezed_held)), little),
-        verdict("hallucination_pull", split, hallucination(ask), little),
-        verdict("ungrammatical_leakage", split, leakage(ask), little),
+        verdict("learning", split, (rose, _not_squeezed(squeezed_held)), *little),
+        verdict("hallucination_pull", split, hallucination(ask), *little),
+        verdict("ungrammatical_leakage", split, leakage(ask), *little),
         verdict(
             "repetition",
             split,
             ask.evidence.repetition(),
-            little,
+            *little,
             {"calibration": "uncalibrated"},
         ),
     )
@@ -209,7 +209,7 @@ def chosen_held(ask: Question) -> Conjunct:
     chosen, rejected = ask.evidence.kind("chosen"), ask.evidence.kind("rejected")
     bound, half = -share * abs(rejected.value), chosen.half_width
     found: bool | None = None
-    if state(chosen, ask.nats) == "down" or chosen.value + half <= bound:
+    if state(chosen, ask.m("chosen")) == "down" or chosen.value + half <= bound:
         found = False
     elif chosen.value - half > bound:
         found = True

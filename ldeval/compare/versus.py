@@ -24,9 +24,10 @@ from ldeval.compare.cross import collateral
 from ldeval.compare.delta import NATS_PER_TOKEN
 from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
-from ldeval.compare.pairing import align, check_manifests, noise_floor
+from ldeval.compare.pairing import align, check_manifests, noise_floor, usable
 from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.reference import build_reference
+from ldeval.compare.series import Series, end_series, paired
 from ldeval.compare.stats import DISPLAY_LEVEL, REPLICATES, Bootstrap, Float
 from ldeval.compare.thresholds import Thresholds
 from ldeval.compare.versus_claims import run_claims
@@ -84,7 +85,8 @@ class _Run:
         return np.asarray(steps - steps[0])
 
     def scale(self, at: Scale) -> Float:
-        """[C] the place of each checkpoint on the common scale.
+        """[C] the place of each checkpoint on the common scale; NaN where a checkpoint
+        has none.
 
         Raises:
             MismatchError: it is not known.
@@ -101,8 +103,9 @@ class _Run:
                 f"run {self.name!r} has no chosen and rejected on trained probes, so "
                 "it has no margin. Compare --at steps."
             )
-        chosen, rejected = (np.nanmean(part.changes, axis=1) for part in series)
-        return np.asarray(chosen - rejected)
+        chosen, rejected = paired(series)
+        each = replace(chosen.term, denominators=np.ones(len(chosen.term)))
+        return Series(each, chosen.changes - rejected.changes).path()
 
     def _examples(self) -> Float:
         if self.trained is None:
@@ -181,18 +184,22 @@ def _ordered(item: RunInput) -> list[ScoreSource]:
 def place_weights(scale: Float, x: float) -> Float:
     """Weights of checkpoints [C] that interpolate the path where it first reaches x.
 
+    Args:
+        scale: [C] the path; checkpoints where it is NaN have no part in it.
+
     Raises:
         ValueError: the path never reaches x.
     """
-    weights = np.zeros(len(scale))
-    after = int(np.argmax(scale >= x))
-    if scale[after] < x:
-        raise ValueError(f"the path ends at {scale.max()}, below {x}")
-    if after == 0 or scale[after] == x:
-        weights[after] = 1.0
+    known = np.flatnonzero(~np.isnan(scale))
+    weights, path = np.zeros(len(scale)), scale[known]
+    after = int(np.argmax(path >= x))
+    if path[after] < x:
+        raise ValueError(f"the path ends at {path.max()}, below {x}")
+    if after == 0 or path[after] == x:
+        weights[known[after]] = 1.0
         return weights
-    share = (x - scale[after - 1]) / (scale[after] - scale[after - 1])
-    weights[after - 1], weights[after] = 1.0 - share, share
+    share = (x - path[after - 1]) / (path[after] - path[after - 1])
+    weights[known[after - 1 : after + 1]] = 1.0 - share, share
     return weights
 
 
@@ -207,7 +214,7 @@ class _Versus:
 
     def found(self) -> Versus:
         scales = [run.scale(self.at) for run in (*self.side_a, *self.side_b)]
-        reached = float(min(scale.max() for scale in scales))
+        reached = float(min(np.max(s, initial=0, where=~np.isnan(s)) for s in scales))
         if reached <= 0:
             raise MismatchError(
                 f"one of the runs never moved forward on the scale of {self.at}. "
@@ -249,7 +256,7 @@ class _Versus:
         """The kind's change in A and in B over the prompts that both have."""
         terms = []
         for run in (self.side_a[0], self.side_b[0]):
-            terms.append(_term_at(run, kind, split, x, self.at))
+            terms.append(_series_at(run, kind, split, x, self.at).term)
         one, two = terms
         shared = np.intersect1d(one.prompts, two.prompts)
         if not len(shared):
@@ -278,21 +285,15 @@ class _Versus:
 
     def _decay(self, point: VersusPoint) -> Decay:
         slower: Literal["a", "b", "unclear"] = "unclear"
-        floor = self.limits.change_nats
-        if point.difference.low > floor:
+        floor, seeds = self.limits.change_nats, self._seeds(point)
+        judged = point.difference if seeds is None else seeds
+        if judged.low > floor:
             slower = "b"
-        elif point.difference.high < -floor:
+        elif judged.high < -floor:
             slower = "a"
-        ratios: list[Estimate] = []
-        for run in (self.side_a[0], self.side_b[0]):
-            evidence = run.evidence[point.split]
-            ratios.append(
-                collateral(evidence, point.kind)
-                if point.kind in KIND_NAMES
-                else Estimate.undefined(
-                    "not a stored kind", unit="dimensionless", level=DISPLAY_LEVEL
-                )
-            )
+        ratios = [
+            self._collateral(run, point) for run in (self.side_a[0], self.side_b[0])
+        ]
         return Decay(
             kind=point.kind,
             split=point.split,
@@ -300,7 +301,17 @@ class _Versus:
             slower=slower,
             collateral_a=ratios[0],
             collateral_b=ratios[1],
-            seeds=self._seeds(point),
+            seeds=seeds,
+        )
+
+    def _collateral(self, run: _Run, point: VersusPoint) -> Estimate:
+        if point.kind not in KIND_NAMES:
+            return Estimate.undefined(
+                "not a stored kind", unit="dimensionless", level=DISPLAY_LEVEL
+            )
+        return collateral(
+            point.kind,
+            lambda kind: _series_at(run, kind, point.split, point.x, self.at),
         )
 
     def _seeds(self, point: VersusPoint) -> Estimate | None:
@@ -310,7 +321,8 @@ class _Versus:
         for side in (self.side_a, self.side_b):
             values: list[float] = []
             for run in side:
-                term = _term_at(run, point.kind, point.split, point.x, self.at)
+                place = point.kind, point.split, point.x, self.at
+                term = _series_at(run, *place).term
                 if len(term):
                     values.append(term.numerators.sum() / term.denominators.sum())
             sides.append(np.array(values))
@@ -342,7 +354,8 @@ class _Versus:
             )
         if self.at == "margin":
             notes.append("the place at which a margin is reached is taken as given")
-        missing = int(np.sum(align(a.tables[0], b.tables[0]) < 0))
+        absent = align(a.tables[0], b.tables[0]) < 0
+        missing = int(np.sum(usable(a.tables[0]) & absent))
         if missing:
             notes.append(f"{missing} responses of {a.name} are not in {b.name}")
         return notes
@@ -354,13 +367,13 @@ def _negative(run: _Run) -> bool | None:
     return None if objective is None else OBJECTIVES[objective]
 
 
-def _term_at(run: _Run, kind: str, split: Split, x: float, at: Scale) -> Term:
-    """Δsum of a kind's responses at place x, over their tokens."""
+def _series_at(run: _Run, kind: str, split: Split, x: float, at: Scale) -> Series:
+    """Δsum of a kind's responses at place x alone, over their tokens."""
     series = run.evidence[split].series(kind)
     weights = place_weights(run.scale(at), x)
     used = weights > 0
     change = weights[used] @ series.changes[used]
-    return replace(series.term, numerators=change).at(np.isfinite(change))
+    return end_series(series.term, change[None, :], 1)
 
 
 def _sorted(term: Term, prompts: Strings) -> Term:

@@ -203,14 +203,14 @@ def _outcome(
             for kind, cells in inside.items()
         },
         gainer=_cell((after - before).argmax()),
-        entropy=(_entropy(before), _entropy(after)),
+        entropy=(_entropy(model.log_p()), _entropy(trained.log_p())),
         top=(float(before[top]), float(after[top])),
     )
 
 
-def _entropy(p: FloatArray) -> float:
-    """Nats."""
-    return float(-(p * np.log(p)).sum())
+def _entropy(log_p: FloatArray) -> float:
+    """Nats; a response whose probability rounds to zero adds none."""
+    return float(-(np.exp(log_p) * log_p).sum())
 
 
 def _cell(index: np.intp) -> tuple[int, int]:

@@ -49,8 +49,11 @@ def read_training(
         fields: names of the fields, for formats that are not known.
 
     Raises:
-        ProbeError: when the source cannot be read, or gives no example.
+        ProbeError: when the source cannot be read, or gives no example; or for a limit
+            below 1.
     """
+    if limit is not None and limit < 1:
+        raise ProbeError(f"limit {limit}: give at least 1.", path=str(source))
     rows = read_rows(source, split=split)
     first = next(rows, None)
     if first is None:

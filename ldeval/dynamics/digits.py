@@ -286,6 +286,8 @@ class _Parts:
     def of(cls, digits: Digits, settings: DigitsSettings) -> _Parts:
         if min(settings.epochs, settings.batch, settings.observed) < 1:
             raise TheoryError("epochs, batch and observed images must be at least 1.")
+        if settings.seed < 0:
+            raise TheoryError(f"seed {settings.seed}: give 0 or more.")
         order = np.random.default_rng(settings.seed).permutation(len(digits.labels))
         train, held = order[: settings.train], order[settings.train :][: settings.held]
         watched = []

@@ -81,11 +81,15 @@ def fresh_state(
     """An optimizer before its first step; norms and biases are not decayed.
 
     Raises:
-        TheoryError: for an unknown optimizer.
+        TheoryError: for an unknown optimizer, or momentum of another than SGD.
     """
     if family not in FAMILIES:
         valid = ", ".join(FAMILIES)
         raise TheoryError(f"optimizer {family!r} is not known. Valid: {valid}.")
+    if family != "sgd" and settings.get("momentum"):
+        raise TheoryError(
+            f"{family} with momentum is not computed here. Leave it out, or take sgd."
+        )
     decayed = decayed_names(lm.model) if weight_decay else set()
     by_name = {
         name: GroupSettings(lr, weight_decay if name in decayed else 0.0, **settings)

@@ -40,6 +40,7 @@ from ldeval.dynamics.residuals import (
     score,
 )
 from ldeval.dynamics.squeezing import Pressure, stepped, threshold
+from ldeval.errors import TheoryError
 from ldeval.records import FloatArray, ResidualPanel, SqueezePanel
 
 SEED = 17
@@ -57,7 +58,12 @@ def squeeze_panels(seed: int = SEED) -> tuple[SqueezePanel, ...]:
     D's positive and negative gradient are equally strong on one input, so everything
     but their two classes cancels: z moves by s(e₊ − e₋), and all other classes change
     alike. D0, the negative alone, shows what the paper's panel D leaves out.
+
+    Raises:
+        TheoryError: the seed is below 0.
     """
+    if seed < 0:
+        raise TheoryError(f"seed {seed}: give 0 or more.")
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(4)
     plain = x @ rng.standard_normal((4, 50))

@@ -32,6 +32,7 @@ from ldeval.dynamics.training import (
     response_gradient,
 )
 from ldeval.dynamics.update import Step
+from ldeval.errors import TheoryError
 from ldeval.records import FloatArray
 from ldeval.scoring.batch import ScoreRequest
 
@@ -112,7 +113,12 @@ def projected_influence(
     Args:
         width: k.
         checked: examples, evenly spaced, that are held and computed exactly too.
+
+    Raises:
+        TheoryError: with fewer than one number.
     """
+    if width < 1:
+        raise TheoryError(f"projected to {width} numbers: at least one is needed.")
     kept = Journal(None, {}) if journal is None else journal
     projection = Projection(lm, step, width, seed)
     sketches = np.stack([_example(lm, e, loss, step, projection) for e in batch])

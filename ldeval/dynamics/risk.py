@@ -47,7 +47,7 @@ from ldeval.scoring.batch import ScoreRequest
 
 RANKINGS: Mapping[str, Callable[[PairRisk], float]] = {
     "change": lambda pair: -pair.chosen_change,
-    "entanglement": lambda pair: pair.inner / pair.chosen_squared,
+    "entanglement": lambda pair: pair.entanglement,
     "ches": lambda pair: pair.ches,
     "ches_normalised": lambda pair: pair.ches_normalised,
     "valley": lambda pair: pair.valley,

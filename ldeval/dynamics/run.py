@@ -6,6 +6,7 @@ Apart from the pieces, each of which works on a model that is at hand.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,6 +95,17 @@ class StepSettings:
     """Folder of the loss's reference model; None: the model before this step."""
     options: Mapping[str, float] = field(default_factory=dict)
     """More of the optimizer's settings, by torch's names as in ``GroupSettings``."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        TheoryError: a number is not one that a step can have.
+        """
+        least = {"batch": 1, "first": 0, "replayed": 0}
+        for name, smallest in least.items():
+            if (value := getattr(self, name)) < smallest:
+                raise TheoryError(f"{name} {value}: give at least {smallest}.")
+        if self.lr is not None and not 0 <= self.lr < math.inf:
+            raise TheoryError(f"learning rate {self.lr}: give a number of 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -226,7 +238,13 @@ def run_prediction(
     Args:
         change: a step, or the folder of a later checkpoint.
         sizes: multiples of the change that are measured.
+
+    Raises:
+        TheoryError: a size is not above 0.
     """
+    for size in sizes:
+        if not 0 < size < math.inf:
+            raise TheoryError(f"size {size} of the step: give a number above 0.")
     lm = opening.open()
     left_out: list[Excluded] = []
     direction: Direction

@@ -56,6 +56,8 @@ def objective(name: str, **settings: float) -> Objective:
     """
     if name not in LOSSES:
         raise TheoryError(f"loss {name!r} is not known. Valid: {', '.join(LOSSES)}.")
+    if "beta" in settings and not settings["beta"] > 0:
+        raise TheoryError(f"beta {settings['beta']}: give a number above 0.")
     try:
         loss = LOSSES[name](**settings)
     except TypeError as error:

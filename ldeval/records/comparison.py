@@ -239,6 +239,9 @@ class Comparison:
     verdicts: tuple[Verdict, ...]
     noise_floor: float
     """m: changes per token inside ±m are not called changes, nats/token."""
+    flow_floor: float
+    """m of flows: mean changes of probability inside ±m are not called changes,
+    probability/token."""
     persistence_assessed: bool
     """Whether there were at least 8 checkpoints, so that the end value is a mean of
     the last few and its spread enters the intervals."""

@@ -6,6 +6,7 @@ model, not from stored scores. Stored as docs/dynamics.md describes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,12 @@ class Prediction:
     error_slope: float
     """Slope of ln(rms error) on ln(factor): 2 where first order holds. NaN with fewer
     than two sizes."""
+
+    def __post_init__(self) -> None:
+        if not self.factors or not all(0 < f < math.inf for f in self.factors):
+            raise ValueError(
+                f"Prediction.factors are {self.factors}: one at least, all above 0"
+            )
 
     @property
     def predicted(self) -> FloatArray:
@@ -141,6 +148,11 @@ class PairRisk:
     learning rate: g⁺‖∇⁺‖² + g⁻⟨∇⁺, ∇⁻⟩."""
     rejected_change: float
     """The same of y⁻."""
+
+    @property
+    def entanglement(self) -> float:
+        """⟨∇⁺, ∇⁻⟩ / ‖∇⁺‖²; NaN without gradients, or where chosen's is zero."""
+        return self.inner / self.chosen_squared if self.chosen_squared else math.nan
 
     @property
     def both_fall(self) -> bool | None:

@@ -37,9 +37,11 @@ class Decay:
     split: Split
     point: VersusPoint
     slower: Literal["a", "b", "unclear"]
-    """Whose path lies higher there, where the interval of the difference tells."""
+    """Whose path lies higher there, where the interval of the difference tells: that of
+    ``seeds`` where there is one."""
     collateral_a: Estimate
-    """Loss for each nat of margin that A gained (Fieller), dimensionless."""
+    """Loss for each nat of margin that A gained up to there (Fieller),
+    dimensionless."""
     collateral_b: Estimate
     seeds: Estimate | None
     """b − a with runs as the unit, where several seeds were given, nats/token."""

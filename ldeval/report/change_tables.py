@@ -160,7 +160,8 @@ def flow_table(pair: PairComparison) -> Table:
         f"Where the mass went at off-label positions, {_span(pair)}",
         columns,
         "Δp in probability/token, after − before; the four bins add up to zero. net "
-        "share: of what the label lost, where the label's interval excludes zero. "
+        "share: of what the label lost (or gained: then the share that the bin paid), "
+        "where the label's interval excludes zero. "
         "exact: positions at which every bin is known, elsewhere bounds are inside the "
         "intervals. risen: positions whose later argmax lies outside the bins.",
         notes,

@@ -176,7 +176,9 @@ def _prediction_rows(record: _Row) -> dict[str, list[_Row]]:
         {key: row[key] for key in _KEYS}
         | {
             "factor": factor,
-            "predicted": factor * row["predicted"],
+            "predicted": None
+            if row["predicted"] is None
+            else factor * row["predicted"],
             "measured": measured,
         }
         for row in record["responses"]

@@ -271,9 +271,7 @@ def risk_table(found: RiskReport, *, top: int = 15) -> Table:
             "rejected moves", [significant(p.rejected_change) for p in pairs]
         ),
         text_column("", [falling[p.both_fall] for p in pairs]),
-        number_column(
-            "⟨w,l⟩/‖w‖²", [significant(p.inner / p.chosen_squared) for p in pairs]
-        ),
+        number_column("⟨w,l⟩/‖w‖²", [significant(p.entanglement) for p in pairs]),
         number_column(
             "CHES, normalised", [significant(p.ches_normalised) for p in pairs]
         ),

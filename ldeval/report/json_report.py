@@ -40,6 +40,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "claims": plain(comparison.claims),
         "verdicts": [_verdict(verdict) for verdict in comparison.verdicts],
         "noise_floor": plain(comparison.noise_floor),
+        "flow_floor": plain(comparison.flow_floor),
         "persistence_assessed": comparison.persistence_assessed,
         "excluded": plain(comparison.excluded),
         "notes": list(comparison.notes),

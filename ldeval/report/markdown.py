@@ -111,7 +111,8 @@ HOW_TO_READ: tuple[tuple[str, str], ...] = (
         "own token (off-label), probability is kept in four bins fixed by that "
         "checkpoint: the label, its argmax, the rest of its top-k, and the tail. The "
         "changes of the four add up to zero. Net shares say, of what the label lost "
-        "over all positions, how much each other bin got.",
+        "over all positions, how much each other bin got; where it gained, how much "
+        "each paid.",
     ),
     (
         "Squeezing",
@@ -213,7 +214,7 @@ def _sentences(comparison: Comparison, heading: int) -> Iterable[str]:
     for split in SPLITS:
         name = SPLIT_NAMES[split].capitalize()
         yield f"**{name} probes, step {pair.before} to step {pair.after}**"
-        yield _bullets(split_sentences(pair, split, floor))
+        yield _bullets(split_sentences(pair, split, floor, comparison.flow_floor))
 
 
 def _figures(figures: Mapping[str, str], stages: Sequence[Comparison]) -> list[str]:

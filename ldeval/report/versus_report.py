@@ -66,14 +66,15 @@ def decay_table(versus: Versus) -> Table:
     ]
     if len(seeds) == len(rows) and rows:
         columns += estimate_columns("B − A by seeds", seeds, notes)
+    whose = "by seeds " if seeds else ""
     return assemble(
         f"A: {versus.run_a}, B: {versus.run_b}, at {versus.reached:g} "
         f"{_UNITS[versus.at]}",
         columns,
         "Δtok since each run's first checkpoint, nats/token, paired by prompt. higher: "
         "the run in which the kind lost less (or gained more), where the whole "
-        f"interval lies beyond ±{versus.noise_floor:g}. κ: what a response lost for "
-        "each nat that the margin gained by the run's end.",
+        f"interval {whose}lies beyond ±{versus.noise_floor:g}. κ: what a response lost "
+        "for each nat that the margin gained up to there.",
         notes,
         keys=2,
     )

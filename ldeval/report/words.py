@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from ldeval.compare.thresholds import Thresholds
+from ldeval.compare.levels import FLOOR_SHARE
 from ldeval.records import (
     SPLIT_NAMES,
     Comparison,
@@ -28,9 +28,6 @@ Direction = Literal["rose", "fell", "flat", "unclear", "undefined"]
 
 SPLITS: tuple[Split, ...] = ("trained", "heldout")
 
-FLOW_FLOOR = Thresholds().change_probability
-"""Mean changes of probability per token inside ± this are not called changes."""
-
 ARGMAX_PREFIX = "argmax:"
 FROZEN_PREFIX = "frozen:"
 """Kinds that begin with either are derived, and are never evidence."""
@@ -38,7 +35,7 @@ FROZEN_PREFIX = "frozen:"
 _FLOW_WORDS: Mapping[Direction, str] = {
     "rose": "gained,",
     "fell": "lost,",
-    "flat": f"did not change by more than {FLOW_FLOOR:g},",
+    "flat": "did not change by more than {floor:g},",
     "unclear": "moved in no clear direction,",
     "undefined": "is",
 }
@@ -80,7 +77,7 @@ def is_argmax(kind: str) -> bool:
 
 
 def split_sentences(
-    pair: PairComparison, split: Split, floor: float
+    pair: PairComparison, split: Split, floor: float, flow_floor: float
 ) -> tuple[str, ...]:
     """Everything that the numbers of one split say, most general first.
 
@@ -88,6 +85,7 @@ def split_sentences(
         pair: The two checkpoints, usually the first and the last.
         split: Which probes.
         floor: The noise floor, nats/token.
+        flow_floor: That of flows, probability/token.
     """
     changes = [c for c in pair.changes if c.split == split]
     kinds = [c for c in changes if not is_argmax(c.kind)]
@@ -99,7 +97,7 @@ def split_sentences(
         *overview_sentences(kinds, floor),
         *(change_sentence(c, floor) for c in preferred),
         *_margin_sentences(pair, split, preferred, floor),
-        *_flow_sentences(pair, split, rejected="rejected" in by_kind),
+        *_flow_sentences(pair, split, flow_floor, rejected="rejected" in by_kind),
         *(argmax_sentence(c, floor) for c in changes if is_argmax(c.kind)),
     )
 
@@ -212,7 +210,7 @@ def argmax_sentence(change: KindChange, floor: float) -> str:
 
 
 def _flow_sentences(
-    pair: PairComparison, split: Split, *, rejected: bool
+    pair: PairComparison, split: Split, floor: float, *, rejected: bool
 ) -> tuple[str, ...]:
     flows = [f for f in pair.flows if f.split == split and f.kind == "rejected"]
     if rejected and not flows:
@@ -221,7 +219,7 @@ def _flow_sentences(
             "holds no flow along rejected.",
         )
     shares = [share_sentence(f) for f in flows if f.stratum == "all"]
-    return (*shares, *(flow_sentence(f) for f in flows if f.stratum == "off"))
+    return (*shares, *(flow_sentence(f, floor) for f in flows if f.stratum == "off"))
 
 
 def share_sentence(flow: Flow) -> str:
@@ -245,12 +243,16 @@ def share_sentence(flow: Flow) -> str:
     )
 
 
-def flow_sentence(flow: Flow) -> str:
-    """Where the mass went at the off-label positions along one kind."""
+def flow_sentence(flow: Flow, floor: float) -> str:
+    """Where the mass went at the off-label positions along one kind.
+
+    Args:
+        floor: Changes inside ± this are not called changes, probability/token.
+    """
     parts = []
     for name, words in _FLOW_BINS:
         estimate: Estimate = getattr(flow, name)
-        verb = _FLOW_WORDS[direction(estimate, FLOW_FLOOR)]
+        verb = _FLOW_WORDS[direction(estimate, floor)].format(floor=floor)
         parts.append(f"{words} {verb} {quote(estimate)}")
     text = (
         f"At the {count(flow.positions, 'off-label position')} along {flow.kind}: "
@@ -258,7 +260,8 @@ def flow_sentence(flow: Flow) -> str:
     )
     if shares := net_shares(flow):
         named = ", ".join(f"{_BIN_WORDS[b]} {percent(s)}" for b, s in shares.items())
-        text += f" Net share of what the label lost: {named}."
+        whole = "lost" if flow.label.value < 0 else "gained, and who paid it"
+        text += f" Net share of what the label {whole}: {named}."
     if flow.exact_share < 1:
         text += f" {percent(flow.exact_share)} of the positions are exact, the rest "
         text += "bounded."
@@ -269,7 +272,8 @@ _BIN_WORDS = {"argmax": "argmax", "top": "rest of top-k", "tail": "tail"}
 
 
 def net_shares(flow: Flow) -> dict[str, float]:
-    """Share of the label's loss that each other bin took, net; may be negative.
+    """Share of the label's loss that each other bin took, net, or of its gain that the
+    bin paid; may be negative.
 
     Empty where the label's interval contains zero: a share of a loss that is not
     clear is not defined.
@@ -293,7 +297,10 @@ def standing_sentences(comparison: Comparison) -> tuple[str, ...]:
             "change worth the name where that is larger) are not called changes."
         ]
     else:
-        sentences = ["The noise floor is not known: any interval beyond zero counts."]
+        sentences = [
+            f"The noise floor is not known: changes within {percent(FLOOR_SHARE)} of a "
+            "kind's first value are not called changes."
+        ]
     if not comparison.persistence_assessed:
         sentences.append(
             f"Persistence is not assessed: with "

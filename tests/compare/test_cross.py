@@ -43,10 +43,10 @@ def moved():
 
 def test_collateral_is_what_a_kind_lost_for_each_nat_of_margin(moved):
     evidence = evidence_of(moved[1])
-    found = collateral(evidence, "initial")
+    found = collateral("initial", evidence.series)
     assert found.value == pytest.approx(1 / 5)
     assert found.low == pytest.approx(found.high)
-    assert collateral(evidence, "rejected").value == pytest.approx(3 / 5)
+    assert collateral("rejected", evidence.series).value == pytest.approx(3 / 5)
 
 
 def test_a_margin_that_did_not_move_leaves_collateral_undefined():
@@ -54,7 +54,7 @@ def test_a_margin_that_did_not_move_leaves_collateral_undefined():
     rng = np.random.default_rng(1)
     before = world.table(0)
     after = with_changes(before, lambda p, k, n: rng.normal())
-    found = collateral(evidence_of([before, with_step(after, 1)]), "initial")
+    found = collateral("initial", evidence_of([before, with_step(after, 1)]).series)
     assert math.isnan(found.value)
     assert "margin did not clearly change" in str(found.reason)
 

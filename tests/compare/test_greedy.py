@@ -124,6 +124,23 @@ def test_without_two_checkpoints_there_is_nothing_to_say() -> None:
     assert greedy_path([], {0: "w0"}, M, Bootstrap(0, 99)) is None
 
 
+@pytest.mark.parametrize("first", [None, replace(world(0, 0.0, 0.0), weights_hash="x")])
+def test_without_those_that_are_followed_no_later_decodes_are_compared(
+    first: GreedyDecodes | None,
+) -> None:
+    later = world(10, 0.1, -0.2), world(20, 0.3, -0.6)
+    every = later if first is None else (first, *later)
+    weights = {0: "w0", 10: "w10", 20: "w20"}
+    assert greedy_path(every, weights, M, Bootstrap(0, 99)) is None
+
+
+def test_where_all_later_decodes_follow_another_checkpoint_nothing_is_compared() -> (
+    None
+):
+    every = world(0, 0.0, 0.0), replace(world(10, 0.1, -0.2), reference_step=5)
+    assert greedy_path(every, {0: "w0", 10: "w10"}, M, Bootstrap(0, 99)) is None
+
+
 def test_repeats_counts_what_stands_there_already() -> None:
     assert repeats(np.arange(20)) == 0.0
     assert repeats(np.array([1, 2, 3])) == 0.0

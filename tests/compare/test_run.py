@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from ldeval.compare import compare_run
+from ldeval.compare.families import adjusted
+from ldeval.compare.significance import benjamini_hochberg
 from ldeval.errors import LdevalError, MismatchError
 from ldeval.records import KIND_NAMES, Estimate, Excluded
 
 from .conftest import make_world, reordered, squeezed, with_manifest, without
+from .test_greedy import world as decoded
 
 
 def compare(tables, **more):
@@ -101,9 +104,33 @@ def test_the_order_in_which_tables_are_given_changes_nothing(tables, comparison)
     assert compare(tables[::-1]) == comparison
 
 
+def test_a_response_that_the_first_checkpoint_gives_no_finite_sum_is_left_out(tables):
+    row = tables[0].index()["p003", "chosen"]
+    at = int(tables[0].offsets[row])
+    logprobs = tables[0].tokens.logprobs.copy()
+    sums = tables[0].logprob_sums.copy()
+    logprobs[at] = sums[row] = -np.inf
+    tokens = dataclasses.replace(tables[0].tokens, logprobs=logprobs)
+    first = dataclasses.replace(tables[0], tokens=tokens, logprob_sums=sums)
+    found = compare([first, *tables[1:]])
+    kept = np.delete(np.arange(len(first)), row)
+    assert found.verdicts == compare([reordered(t, kept) for t in tables]).verdicts
+    assert any("step 0: 1 responses without a finite" in n for n in found.notes)
+
+
 def test_two_checkpoints_have_one_pair_which_is_the_overall_one(tables):
     found = compare(tables[:2])
-    assert found.pairs == (found.overall,)
+    (pair,) = found.pairs
+    assert adjusted(pair) == found.overall
+
+
+def test_pairs_are_adjusted_by_benjamini_and_hochberg_with_two_checkpoints_too(tables):
+    found = compare(tables[:2])
+    own = [c for c in found.pairs[0].changes if ":" not in c.kind]
+    for split in ("trained", "heldout"):
+        known = [c for c in own if c.split == split]
+        expected = benjamini_hochberg([c.p_value for c in known])
+        assert [c.p_adjusted for c in known] == expected
 
 
 def test_identical_tables_have_no_change_anywhere(tables):
@@ -152,6 +179,7 @@ def test_mixed_backends_are_compared_when_allowed_and_noted(tables):
     found = compare([tables[0], other], allow_mixed=True, noise_floor=0.02)
     assert "mixed backend: hf, vllm" in found.notes
     assert found.noise_floor == 0.02
+    assert found.flow_floor == 0.02
 
 
 def test_rows_of_one_checkpoint_only_are_listed_and_excluded_ones_gathered(tables):
@@ -161,6 +189,12 @@ def test_rows_of_one_checkpoint_only_are_listed_and_excluded_ones_gathered(table
     found = compare([tables[0], with_manifest(short, excluded=(item,))])
     assert found.overall.only_before == (("p003", "initial"),)
     assert found.excluded == (item,)
+
+
+def test_a_response_that_is_missing_at_several_steps_is_counted_once(tables):
+    kept = np.delete(np.arange(len(tables[0])), tables[0].index()["p003", "initial"])
+    found = compare([tables[0], *(reordered(t, kept) for t in tables[1:])])
+    assert any(n.startswith("1 responses of step 0 are missing") for n in found.notes)
 
 
 def test_kinds_are_those_scored_at_every_step(tables):
@@ -175,6 +209,15 @@ def test_kinds_are_those_scored_at_every_step(tables):
     }
 
 
+def test_chosen_and_rejected_alone_are_compared_claims_about_others_left_open():
+    world = make_world(24, kinds=("chosen", "rejected"))
+    pair = world.table(0), world.changed(squeezed()).table(10, world)
+    claims = {claim.name: claim for claim in compare(pair).claims}
+    for name in ("D4", "D6"):
+        assert claims[name].state == "undecided"
+        assert claims[name].reason == "no other kind was scored"
+
+
 def test_what_a_reader_should_know_is_noted(tables, comparison):
     assert any("persistence not assessed: 3" in note for note in comparison.notes)
     assert any("no noise floor" in note for note in comparison.notes)
@@ -183,6 +226,13 @@ def test_what_a_reader_should_know_is_noted(tables, comparison):
     found = compare(bare[:2])
     assert found.overall.flows == ()
     assert any("no flows: the top tokens" in note for note in found.notes)
+
+
+def test_decodes_that_cannot_be_followed_are_noted(tables):
+    later = with_manifest(tables[1], weights_hash="w10")
+    found = compare([tables[0], later], decodes=[decoded(10, 0.1, -0.2)])
+    assert found.greedy is None
+    assert any("greedy decodes are left out" in note for note in found.notes)
 
 
 def test_sums_alone_give_changes_and_verdicts_with_reasons(tables):

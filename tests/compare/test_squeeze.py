@@ -10,10 +10,11 @@ import pytest
 
 from ldeval.compare import Bootstrap, Thresholds, decide, digests
 from ldeval.compare.evidence import SplitEvidence
+from ldeval.compare.imported import compare_levels
 from ldeval.compare.logic import all_hold, is_above, is_below, opposite
 from ldeval.compare.series import spread, widened
 from ldeval.compare.squeeze import OTHERS, Question
-from ldeval.records import Estimate
+from ldeval.records import KIND_NAMES, Estimate, LevelColumn, LevelRun
 
 from .conftest import (
     lift,
@@ -105,6 +106,30 @@ def test_a_squeeze_that_spares_chosen_is_squeezing_chosen_held():
     assert found["learning"].state == "does_not_hold"
 
 
+def test_of_imported_means_chosen_is_held_where_it_lost_less_than_their_own_m():
+    rng, ends = np.random.default_rng(0), {"chosen": -0.5, "rejected": -60.0}
+    columns = [
+        LevelColumn(
+            name,
+            "kind" if name in KIND_NAMES else "derived",
+            name,
+            tuple(np.linspace(-120, -120 + end, 40) + rng.normal(0, 0.03, 40)),
+        )
+        for name, end in (
+            *((kind, ends.get(kind, -20.0)) for kind in KIND_NAMES),
+            ("argmax:permuted", 15.0),
+        )
+    ]
+    steps = tuple(range(40))
+    levels = LevelRun("r", "reference", "f", "trained", steps, "steps", tuple(columns))
+    verdict = {v.name: v for v in compare_levels(levels).verdicts}
+    held = part(verdict["squeezing_chosen_held"], "S4")
+    assert held.evidence["chosen"].high < -0.01
+    assert part(verdict["squeezing"], "C down").truth == "does_not_hold"
+    assert held.truth == "holds"
+    assert verdict["squeezing_chosen_held"].state == "holds"
+
+
 def test_sharpening_the_temperature_is_not_squeezing():
     found = judge(*run_of(lambda p, k, z, y: 1.3 * z))
     assert found["squeezing"].state != "holds"
@@ -137,6 +162,36 @@ def test_ten_probes_leave_every_verdict_undecided_saying_how_many():
     for verdict in judge(*run_of(squeezed(), trained=10)).values():
         assert verdict.state == "undecided"
         assert verdict.reason.startswith("10 clusters of trained")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "condition", "kinds"),
+    [
+        ("squeezing", "S1", ("rejected",)),
+        ("hallucination_pull", "irrelevant_train up", ("irrelevant_train",)),
+    ],
+)
+def test_a_kind_that_few_prompts_have_settles_no_verdict(verdict, condition, kinds):
+    rising = by_kind({"chosen": 0.5, "irrelevant_train": 1.0, "irrelevant_test": -0.2})
+    change = squeezed() if verdict == "squeezing" else rising
+    whole = run_of(change, trained=40)
+    assert judge(*whole)[verdict].state == "holds"
+    few = [
+        reordered(
+            table,
+            [
+                row
+                for (probe, kind), row in table.index().items()
+                if kind not in kinds or int(probe[1:]) < 4
+            ],
+        )
+        for table in whole
+    ]
+    found = judge(*few)[verdict]
+    assert found.state == "undecided"
+    assert part(found, condition).truth == "undecided"
+    assert "at least 20 are needed" in part(found, condition).reason
+    assert f"{kinds[0]}: 4" in found.reason
 
 
 def test_clusters_count_not_prompts_when_texts_repeat():

@@ -12,7 +12,7 @@ import scipy.stats
 
 from ldeval.compare.versus import RunInput, compare_runs, place_weights, welch
 from ldeval.errors import MismatchError
-from ldeval.records import NoiseFloor
+from ldeval.records import Excluded, NoiseFloor
 from ldeval.report import dumps_versus, print_versus
 from tests.report.test_report_files import documented
 
@@ -104,6 +104,34 @@ def test_at_equal_margin_a_run_that_merely_learnt_less_is_not_slower(world):
     assert by_margin.collateral_a.value == pytest.approx(by_margin.collateral_b.value)
 
 
+def test_the_loss_for_each_nat_of_margin_is_that_of_the_place_both_runs_reach(world):
+    late = {"chosen": 0.5, "rejected": -1.0, "permuted": -0.4}
+    a = run_of(world, late, steps=(0, 10), noise=0.0)
+    fall = run_of(world, {**late, "initial": -3.0}, steps=(0, 20), noise=0.0)
+    a = dataclasses.replace(a, tables=[*a.tables, fall.tables[1]])
+    b = run_of(world, late, steps=(0, 10), noise=0.0)
+    for at in ("steps", "margin"):
+        decays = compare_runs([a], [b], at=at).decays
+        decay = next(d for d in decays if (d.kind, d.split) == ("initial", "trained"))
+        assert decay.collateral_a.value == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_checkpoint_that_scored_nothing_has_no_place_on_the_scale_of_the_margin(
+    world,
+):
+    a, b = run_of(world, FAST, noise=0.0), run_of(world, FAST, noise=0.0)
+    every = [(p, k) for p, k in world.logits]
+    gone = tuple(Excluded(p, k, "too long") for p, k in every)
+    middle = with_manifest(a.tables[1], excluded=gone)
+    a = dataclasses.replace(a, tables=[a.tables[0], middle, a.tables[2]])
+    found = compare_runs([a], [b], at="margin")
+    assert found.reached == compare_runs([b], [b], at="margin").reached
+    for decay in found.decays:
+        if ":" not in decay.kind:
+            assert decay.point.difference.value == pytest.approx(0.0, abs=1e-9)
+            assert decay.point.a.value == pytest.approx(FAST[decay.kind])
+
+
 def test_examples_need_a_record_of_them(world):
     a = run_of(world, FAST)
     with pytest.raises(MismatchError, match=r"trained\.jsonl"):
@@ -140,6 +168,20 @@ def test_several_seeds_are_the_unit_where_they_are_given(world):
     assert compare_runs(a[:1], b[:1]).decays[0].seeds is None
 
 
+def test_with_several_seeds_prompts_alone_name_no_run_as_slower(world):
+    a = [run_of(world, FAST, seed=0), run_of(world, SLOW, seed=1)]
+    b = [run_of(world, SLOW, seed=2), run_of(world, FAST, seed=3)]
+    key = ("initial", "trained")
+    alone, several = (
+        next(d for d in found.decays if (d.kind, d.split) == key)
+        for found in (compare_runs(a[:1], b[:1]), compare_runs(a, b))
+    )
+    assert alone.slower == "b"
+    assert several.point == alone.point
+    assert several.seeds.low < 0 < several.seeds.high
+    assert several.slower == "unclear"
+
+
 def test_the_seeds_interval_is_welch_s():
     rng = np.random.default_rng(0)
     one, two = rng.normal(0, 1, 5), rng.normal(1, 3, 4)
@@ -154,6 +196,8 @@ def test_a_place_is_interpolated_where_the_path_first_reaches_it():
     assert place_weights(path, 3.0).tolist() == [0.25, 0.75, 0, 0]
     assert place_weights(path, 8.0).tolist() == [0, 0, 0, 1]
     assert place_weights(path, 5.0) @ path == pytest.approx(5.0)
+    gap = np.array([0.0, math.nan, 8.0])
+    assert place_weights(gap, 2.0).tolist() == [0.75, 0, 0.25]
     with pytest.raises(ValueError, match="ends at 8"):
         place_weights(path, 9.0)
 

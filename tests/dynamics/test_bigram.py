@@ -124,6 +124,13 @@ def test_with_both_gradients_chosen_gains_most() -> None:
         assert found.gainer == found.pulled == POSITIVE
 
 
+def test_the_entropy_of_a_settled_map_is_defined() -> None:
+    found = study(steps=2000, rate=1.0)
+    ends = [outcome.entropy[1] for outcome in found.outcomes]
+    assert all(0 <= entropy < np.log(100) for entropy in ends)
+    assert (np.exp(found.outcomes[-1].log_p) == 0).any()
+
+
 def test_regions_part_the_map() -> None:
     names = [region(i, j) for i in range(WORDS) for j in range(WORDS)]
     assert {n: names.count(n) for n in set(names)} == {

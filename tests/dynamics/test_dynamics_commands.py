@@ -108,6 +108,46 @@ def test_predict_between_two_checkpoints(place: Path, tmp_path: Path) -> None:
     assert found.agreements[0].sign > 0.9
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("predict", ["--sizes", "1", "0"], "size 0.0 of the step"),
+        ("predict", ["--sizes", "-1"], "size -1.0 of the step"),
+        ("predict", ["--sizes", "nan"], "size nan of the step"),
+        ("predict", ["--batch", "0"], "batch 0: give at least 1"),
+        ("predict", ["--batch", "-1"], "batch -1: give at least 1"),
+        ("predict", ["--first", "-1"], "first -1: give at least 0"),
+        ("predict", ["--replay", "-1"], "replayed -1: give at least 0"),
+        ("predict", ["--lr", "nan"], "learning rate nan"),
+        ("predict", ["--loss", "ipo", "--beta", "0"], "beta 0.0: give a number"),
+        ("predict", ["--optimizer", "rmsprop", "--momentum", "0.9"], "rmsprop with"),
+        ("predict", ["--optimizer", "adamw", "--momentum", "0.9"], "adamw with"),
+        ("influence", ["--project", "0"], "projected to 0 numbers"),
+    ],
+)
+def test_numbers_that_a_step_cannot_have_are_refused_by_name(
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    options: list[str],
+    said: str,
+) -> None:
+    step = step_of(place, "--lr", "1e-4", "-o", str(tmp_path), *options)
+    assert main(["-q", command, *step]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_a_limit_below_one_pair_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], limit: str
+) -> None:
+    options = [str(place / "pairs.jsonl"), "--model", str(place / "base")]
+    assert main(["-q", "risk", *options, "--limit", limit]) == 2
+    assert f"limit {limit}: give at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("extra", [[], ["--project", "512"]])
 def test_influence_tells_who_moved_what(
     place: Path, tmp_path: Path, extra: list[str], capsys: pytest.CaptureFixture[str]

@@ -20,7 +20,8 @@ from ldeval.dynamics.sequences import encode, log_probs, scored, sequences
 from ldeval.dynamics.training import objective
 from ldeval.dynamics.update import moved
 from ldeval.errors import TheoryError
-from ldeval.records import PairRisk, Response
+from ldeval.records import PairRisk, Response, RiskReport
+from ldeval.report.dynamics_tables import risk_table
 from tests.dynamics.tiny_lm import some_probes, tiny_lm
 
 
@@ -137,6 +138,16 @@ def test_a_narrowed_model_takes_its_parameters_alone() -> None:
         for p in ("mlp", "^(?!.*mlp)")
     ]
     assert sum(parts) == pytest.approx(whole.inner)
+
+
+def test_parameters_that_chosen_does_not_move_leave_entanglement_undefined() -> None:
+    some = PairRisk("a", 1, 1, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 1.0, 1.0, 0.0, 0.0)
+    nothing = replace(some, chosen_squared=0.0, inner=0.0)
+    assert some.entanglement == 0.5
+    assert math.isnan(nothing.entanglement)
+    assert ranked([nothing, some], "entanglement") == [some, nothing]
+    report = RiskReport({}, "change", (nothing,), ())
+    assert risk_table(report).rows[0][4] == "–"
 
 
 def test_a_pair_without_rejected_is_listed_with_its_reason() -> None:

@@ -20,6 +20,7 @@ from ldeval.integrations.reference import (
 )
 from ldeval.integrations.reruns import separate_reruns
 from ldeval.records import REFERENCE_FIELDS, LevelRun
+from ldeval.report.words import standing_sentences
 
 NAMED = ImportOptions("imported")
 
@@ -182,6 +183,18 @@ def test_means_only_estimates_are_marked_and_have_no_prompts(tmp_path: Path) -> 
     for change in found.overall.changes:
         assert math.isnan(change.delta_sum.low)
         assert math.isnan(change.p_value)
+
+
+def test_a_reader_is_told_by_which_m_imported_means_are_judged(tmp_path: Path) -> None:
+    rows = metrics()
+    for row in rows:
+        row[key("chosen")] = -100.0 - 0.7 * (row is not rows[0])
+    found = compare_levels(load(tmp_path, rows))
+    path = next(t for t in found.trajectories if t.kind == "chosen")
+    assert path.end.high < 0
+    assert path.state == "flat"
+    text = " ".join(standing_sentences(found))
+    assert "changes within 1% of a kind's first value are not called changes" in text
 
 
 def test_a_file_of_the_test_probes_is_held_out(tmp_path: Path) -> None:

@@ -356,6 +356,7 @@ def build(
         claims=(),
         verdicts=verdicts(overall),
         noise_floor=0.01,
+        flow_floor=0.001,
         persistence_assessed=last >= 7,
         excluded=excluded,
         notes=("a note with <b>markup</b> and a | pipe",),

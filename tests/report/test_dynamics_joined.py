@@ -12,9 +12,21 @@ import pytest
 from ldeval.cli import main
 from ldeval.dynamics.results import PREDICTION, RISK, read_results
 from ldeval.errors import MismatchError, StoreError
-from ldeval.records import Agreement, InfluenceTable, Prediction, ProbeResponse
+from ldeval.records import (
+    Agreement,
+    DynamicsResults,
+    InfluenceTable,
+    Prediction,
+    ProbeResponse,
+)
 from ldeval.report import Beside, Joined, join_results
-from ldeval.report.dynamics_json import EXAMPLES, MOVED, POINTS, results_json
+from ldeval.report.dynamics_json import (
+    EXAMPLES,
+    MOVED,
+    POINTS,
+    results_json,
+    results_rows,
+)
 from ldeval.report.dynamics_tables import PULLED_KINDS, breaking_sentence
 from tests.report.first_order_world import DATA, HELDOUT, TRAINED, FirstOrder
 from tests.report.page_world import stored
@@ -122,8 +134,6 @@ def test_what_is_embedded_is_bounded_and_says_how_much_there_was() -> None:
         {}, _responses(count), {"gradient": np.zeros(count)}, (1.0,), measured,
         (Agreement(1.0, None, count, 0.1, 1.0, 0.5, 1.0, 1.0),), float("nan"),
     )  # fmt: skip
-    from ldeval.records import DynamicsResults
-
     record = results_json(
         Joined("x", DynamicsResults("x", prediction, table), None, ())
     )
@@ -138,6 +148,18 @@ def test_what_is_embedded_is_bounded_and_says_how_much_there_was() -> None:
     assert len(points["responses"]) <= POINTS < points["count"] == count
     assert "p17" in {row["probe_id"] for row in points["responses"]}
     assert points["error_slope"] is None
+
+
+def test_a_prediction_that_is_no_number_is_an_empty_cell() -> None:
+    unknown = Prediction(
+        {}, _responses(1), {"change": np.array([np.nan])}, (2.0,),
+        np.array([[np.nan]]), (Agreement(2.0, None, 1, *[float("nan")] * 5),),
+        float("nan"),
+    )  # fmt: skip
+    record = results_json(Joined("x", DynamicsResults("x", unknown), None, ()))
+    (row,) = results_rows([record])["predictions"]
+    assert row["predicted"] is None
+    assert row["measured"] is None
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,19 @@ runs of which less is known."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ldeval.compare import compare_run
 from ldeval.compare.imported import compare_levels
 from ldeval.integrations.reference import ImportOptions, import_reference_results
+from ldeval.records import Comparison, Excluded
 from ldeval.report.page import PageRun, render_page
-from tests.compare.conftest import without
+from tests.compare.conftest import with_manifest, without
 from tests.integrations.test_reference_results import metrics, written
 from tests.report.browser import Watched, expect_count
 from tests.report.conftest import Factory
@@ -44,7 +47,7 @@ def walk(page: Page) -> None:
     for name in EVERY_SECTION:
         page.locator(f"#{name}").scroll_into_view_if_needed()
     if page.locator("#prompts .prompt-list").count():
-        page.wait_for_selector("#prompts button.prompt")
+        page.wait_for_selector("#prompts .prompt-list ol", state="attached")
 
 
 def unfold(page: Page) -> None:
@@ -276,6 +279,32 @@ def test_wide_places_read_as_narrow_ones_do(
         )
     assert labels[0] == labels[1]
     assert len(labels[0]) > 20
+
+
+def test_a_run_of_which_no_response_could_be_scored_says_what_was_left_out(
+    show: Any, dpo_run: ScoredRun
+) -> None:
+    gone = (Excluded("p001", "chosen", "70 tokens, the model takes 8"),)
+    tables = [with_manifest(t.part(0, 0), excluded=gone) for t in dpo_run.tables]
+    page = show(PageRun(compare_run(tables, run="nothing"), tables))
+    expect_count(page.locator("#prompts button.prompt"), 0)
+    assert "0 of 0 prompts" in page.inner_text("#prompts")
+    assert "the model takes 8" in page.inner_text("#sources")
+
+
+def test_a_kind_of_held_out_prompts_alone_has_no_number_of_trained_ones(
+    show: Any, comparison: Comparison
+) -> None:
+    gone = ("permuted", "trained")
+    kept = tuple(c for c in comparison.overall.changes if (c.kind, c.split) != gone)
+    pair = dataclasses.replace(comparison.overall, changes=kept)
+    page = show(PageRun(dataclasses.replace(comparison, overall=pair)))
+    rows = page.locator("#changes .forest tbody tr")
+    for kind, known in (("permuted", False), ("rejected", True)):
+        row = rows.filter(has=page.get_by_role("rowheader", name=kind, exact=True))
+        cells = row.locator("td").all_inner_texts()
+        assert [cell != "–" for cell in cells[-2:]] == [known, known]
+    assert "fell for (trained)" in page.inner_text("#changes thead")
 
 
 def test_statistics_that_are_undefined_are_shown_as_such(

@@ -130,7 +130,9 @@ def test_the_flow_names_no_gain_that_its_interval_does_not_carry(
 ) -> None:
     still = make(0.0, 0.0, 0.0)
     flow = make_flow(still, estimate, still, UNDEFINED)
-    part = next(p for p in flow_sentence(flow).split(";") if "reference argmax" in p)
+    part = next(
+        p for p in flow_sentence(flow, 0.001).split(";") if "reference argmax" in p
+    )
     assert ("gained" in part) == (estimate.low > 0.001)
     assert ("lost" in part) == (estimate.high < -0.001)
 
@@ -146,6 +148,18 @@ def test_a_share_of_a_loss_that_is_not_clear_is_not_given() -> None:
     assert "did not clearly lose or gain" in share_sentence(odd)
     gained = make_flow(make(0.1, 0.05, 0.2), gain, gain, half)
     assert "50% net came from the reference argmax" in share_sentence(gained)
+    assert "Net share of what the label lost: argmax 50%" in flow_sentence(clear, 0.001)
+    assert "what the label gained, and who paid it: argmax 50%" in flow_sentence(
+        gained, 0.001
+    )
+
+
+def test_a_flow_inside_the_noise_that_was_measured_is_not_called_one() -> None:
+    gain, still = make(0.03, 0.02, 0.04), make(0.0, 0.0, 0.0)
+    flow = make_flow(still, gain, still, UNDEFINED)
+    assert "the reference argmax gained" in flow_sentence(flow, 0.001)
+    said = "the reference argmax did not change by more than 0.05"
+    assert said in flow_sentence(flow, 0.05)
 
 
 def test_a_sum_that_goes_the_other_way_is_said() -> None:
@@ -196,7 +210,7 @@ def test_only_whole_shares_read_zero_or_all() -> None:
 
 
 def test_the_argmax_is_shown_and_never_evidence(comparison: Comparison) -> None:
-    sentences = split_sentences(comparison.overall, "trained", FLOOR)
+    sentences = split_sentences(comparison.overall, "trained", FLOOR, 0.001)
     shown = [s for s in sentences if s.startswith("Shown, not used as evidence")]
     assert len(shown) == 2
     assert not any("argmax:" in s for s in sentences)
@@ -206,7 +220,7 @@ def test_the_argmax_is_shown_and_never_evidence(comparison: Comparison) -> None:
 def test_a_split_without_probes_says_so(comparison: Comparison) -> None:
     trained = tuple(c for c in comparison.overall.changes if c.split == "trained")
     pair = dataclasses.replace(comparison.overall, changes=trained)
-    sentences = split_sentences(pair, "heldout", FLOOR)
+    sentences = split_sentences(pair, "heldout", FLOOR, 0.001)
     assert sentences == ("No held-out probes were compared.",)
 
 
@@ -214,7 +228,7 @@ def test_without_flows_nothing_is_said_about_where_mass_went(
     comparison: Comparison,
 ) -> None:
     pair = dataclasses.replace(comparison.overall, flows=())
-    sentences = split_sentences(pair, "trained", FLOOR)
+    sentences = split_sentences(pair, "trained", FLOOR, 0.001)
     assert any("is not known: the comparison holds no flow" in s for s in sentences)
     assert not any("gained" in s for s in sentences)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -182,11 +183,10 @@ class PromptScores:
 
     def groups(self) -> list[tuple[int, int]]:
         """Runs of responses, whole probes each, of about ``TOKENS_PER_BLOCK``."""
-        starts = np.flatnonzero(np.diff(self.probe_of, prepend=-1))
-        ends = [*starts[1:].tolist(), len(self.probe_of)]
+        starts = np.flatnonzero(np.diff(self.probe_of, prepend=-1)).tolist()
         found: list[tuple[int, int]] = []
         begin = 0
-        for start, stop in zip(starts.tolist(), ends, strict=True):
+        for start, stop in pairwise([*starts, len(self.probe_of)]):
             if self.offsets[stop] - self.offsets[begin] > TOKENS_PER_BLOCK:
                 if start > begin:
                     found.append((begin, start))

@@ -216,7 +216,8 @@ def _sentences(comparison: Comparison, split: Split) -> list[str]:
     if not comparison.manifests:
         found = [t for t in comparison.trajectories if t.split == split]
         return [path_sentence(path) for path in found]
-    return list(split_sentences(comparison.overall, split, comparison.noise_floor))
+    floors = comparison.noise_floor, comparison.flow_floor
+    return list(split_sentences(comparison.overall, split, *floors))
 
 
 def _greedy(comparison: Comparison) -> dict[str, Any] | None:

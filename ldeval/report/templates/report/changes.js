@@ -55,12 +55,12 @@ function changeTable(report, pair) {
       return h("td", { title: e ? plainText(quote(e)) : null }, e ? short(e, digits) : NONE,
         h("span", { class: "ends" }, e && isNumber(e.low) ? interval(e, digits) : ""));
     });
-    const one = found[splits[0]] || Object.values(found)[0];
+    const one = found[splits[0]];
     return h("tr", null,
       h("th", { scope: "row" }, swatch(kind), kind),
       h("td", { class: "plot" }, forestRow(kind, found, splits, part, low, high, floor, width)),
       cellsOf,
-      h("td", null, percent(one.share_fell)), h("td", null, chance(one.p_adjusted)));
+      h("td", null, percent(one?.share_fell)), h("td", null, chance(one?.p_adjusted)));
   });
   const first = SPLIT_WORDS[splits[0]];
   return h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Change by kind" },

@@ -69,7 +69,7 @@ function riskTable(found, data) {
             : h("bdi", { class: "faint" }, ` ${clipped(text(pair), 60)}`)),
         h("td", null, sized(pair.chosen_change)), h("td", null, sized(pair.rejected_change)),
         h("td", { class: "left warned" }, fall[pair.both_fall]),
-        h("td", null, sized(isNumber(pair.inner) ? pair.inner / pair.chosen_squared : null)),
+        h("td", null, sized(pair.chosen_squared ? pair.inner / pair.chosen_squared : null)),
         h("td", null, sized(pair.ches_normalised)), h("td", null, percent(pair.valley)),
         h("td", null, number(pair.edit_similarity, 2, false))))))),
   more > 0 ? h("button", { type: "button", class: "quiet more",
