@@ -23,6 +23,7 @@ import torch
 from ldeval.checkpoints import weights_hash
 from ldeval.checkpoints.tensors import same_weights
 from ldeval.cli import main
+from ldeval.decodes import run_decodes
 from ldeval.errors import (
     CheckpointError,
     MismatchError,
@@ -77,6 +78,51 @@ def test_later_tables_hold_the_first_checkpoints_top_tokens_exactly(
         np.testing.assert_array_equal(table.tokens.ref_ids, first.tokens.top_ids)
         assert table.tokens.ref_logprobs is not None
         assert np.isfinite(table.tokens.ref_logprobs).all()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_first_checkpoint_that_a_trainer_deleted_stays_the_reference(
+    trained: Path, tmp_path: Path, broken: bool
+) -> None:
+    """As with ``save_total_limit``; decodes go on from the first ones too."""
+    copy = copy_run(trained, tmp_path)
+    shutil.move(copy / "run" / "checkpoint-30", tmp_path / "later")
+    asked = sweep_settings(copy, tmp_path / "store", base=None, greedy=3)
+    assert sweep(copy / "run", asked).scored == (10, 20)
+    if broken:
+        (copy / "run" / "checkpoint-10" / "model.safetensors").write_bytes(b"")
+    else:
+        shutil.rmtree(copy / "run" / "checkpoint-10")
+    shutil.move(tmp_path / "later", copy / "run" / "checkpoint-30")
+    result = sweep(copy / "run", asked)
+    assert (result.scored, result.kept) == ((30,), (20,))
+    tables = load_run(tmp_path / "store" / "run")
+    assert {t.manifest.reference_step for t in tables} == {10}
+    decodes = run_decodes(tmp_path / "store" / "run")
+    assert [(d.step, d.reference_step) for d in decodes] == [
+        (10, 10),
+        (20, 10),
+        (30, 10),
+    ]
+    np.testing.assert_array_equal(tables[2].tokens.ref_ids, tables[0].tokens.top_ids)
+    assert sum(t.manifest.noise_floor is not None for t in tables) == 1
+
+
+def test_scores_of_a_deleted_checkpoint_bind_those_after_it(
+    trained: Path, tmp_path: Path
+) -> None:
+    copy = copy_run(trained, tmp_path)
+    shutil.rmtree(copy / "run" / "checkpoint-20")
+    asked = sweep_settings(copy, tmp_path / "store", base=None)
+    sweep(copy / "run", replace(asked, probes=asked.probes.limited(1, 1)))
+    shutil.copytree(trained / "run" / "checkpoint-20", copy / "run" / "checkpoint-20")
+    for step in (10, 30):
+        shutil.rmtree(copy / "run" / f"checkpoint-{step}")
+    with pytest.raises(MismatchError, match="step_000010 holds scores with probe_set"):
+        sweep(copy / "run", asked)
+    fewer = replace(asked, probes=asked.probes.limited(1, 1), greedy=3)
+    with pytest.raises(MismatchError, match="has no greedy decodes"):
+        sweep(copy / "run", fewer)
 
 
 def test_a_foreign_initial_is_excluded_and_listed(

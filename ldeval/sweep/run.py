@@ -20,6 +20,7 @@ from ldeval.decodes import kept_decodes, write_decodes
 from ldeval.errors import (
     CheckpointError,
     KnownAnswerError,
+    MismatchError,
     ScoringError,
     UnsupportedBackendError,
 )
@@ -52,6 +53,7 @@ from ldeval.scoring.tables import (
 )
 from ldeval.store import (
     TRAINED,
+    list_steps,
     open_table,
     read_manifest,
     step_folder,
@@ -181,6 +183,8 @@ class Sweep:
         digest = weights_hash(checkpoint.folder)
         question = Question(digest, settings.probes.content_hash, self._asked)
         folder = step_folder(settings.store, settings.run, checkpoint.step)
+        if self._reference_step is None:
+            self._recall(folder.parent, question, checkpoint.step)
         if is_finished(folder, question):
             self._kept.append(checkpoint.step)
         else:
@@ -197,6 +201,32 @@ class Sweep:
         if self._reference_step is None:
             self._refer_to(folder)
         self._decode(checkpoint, digest)
+
+    def _recall(self, run: Path, question: Question, before: int) -> None:
+        """Keep to the run's first scores where their checkpoint is gone, as trainers
+        delete old ones: what is stored refers to them.
+
+        Raises:
+            MismatchError: they answer another question, or have no decodes where later
+                checkpoints are asked for theirs.
+        """
+        earlier = [s for s in list_steps(run) if s.complete and s.step < before]
+        if not earlier:
+            return
+        step, folder = earlier[0].step, earlier[0].folder
+        manifest = read_manifest(folder)
+        is_finished(folder, replace(question, weights_hash=manifest.weights_hash))
+        if self._settings.greedy:
+            asked = self._asked_of_decodes(manifest.weights_hash)
+            self._first_decodes = kept_decodes(run, step, asked)
+            if self._first_decodes is None:
+                raise MismatchError(
+                    f"{folder}: has no greedy decodes, which those of later steps "
+                    "follow, and its checkpoint is gone. Leave --greedy out, or use "
+                    "another --run."
+                )
+        self._count_floor(manifest)
+        self._refer_to(folder)
 
     def _reused(self, folder: Path, question: Question, checkpoint: Checkpoint) -> bool:
         """Whether a first step's scores could be taken from another run; its own top
