@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldeval.checkpoints import (
+    base_of,
     check_weights,
     describe_checkpoint,
     find_checkpoints,
@@ -39,6 +42,25 @@ def test_an_adapter_is_told_from_full_weights(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     found = describe_checkpoint(tmp_path, 1)
     assert (found.layout, found.base) == ("adapter", "somewhere/base")
+
+
+def test_an_adapter_stands_upon_the_base_it_names_or_else_upon_the_one_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    named, given = (save_tiny(tmp_path / name) for name in ("named", "given"))
+    adapter = Checkpoint("adapter", 10, "adapter", str(named))
+    assert base_of(adapter, str(given)) == str(named)
+    assert not caplog.records
+    shutil.rmtree(named)  # or a name on a hub
+    assert base_of(adapter, str(given)) == base_of(adapter, str(given)) == str(given)
+    [told] = caplog.messages
+    assert str(named) in told
+    assert base_of(adapter, None) == str(named)
+    # the stage before, when that was an adapter too
+    (given / "adapter_config.json").write_text("{}")
+    assert base_of(adapter, str(given)) == str(named)
+    with pytest.raises(CheckpointError, match="does not say upon which base"):
+        base_of(replace(adapter, base=None), None)
 
 
 def test_the_hash_is_of_the_tensors_however_they_are_stored(tmp_path: Path) -> None:

@@ -396,6 +396,27 @@ def test_another_runs_scores_are_taken_over_part_by_part(
     np.testing.assert_array_equal(back.logprob_sums, whole.logprob_sums)
 
 
+def test_adapters_that_were_moved_away_from_their_base_stand_upon_the_one_given(
+    trained: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = trained / "base"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    adapter = tmp_path / "run" / "checkpoint-5"
+    get_peft_model(model, config).save_pretrained(adapter)
+    sweep(tmp_path / "run", sweep_settings(trained, tmp_path / "there"))
+    path = adapter / "adapter_config.json"
+    path.write_text(path.read_text().replace(str(base), "/elsewhere/base"))
+    result = sweep(tmp_path / "run", sweep_settings(trained, tmp_path / "here"))
+    assert (result.scored, result.broken) == ((0, 5), ())
+    there, here = (load_run(tmp_path / name / "run") for name in ("there", "here"))
+    np.testing.assert_array_equal(there[1].logprob_sums, here[1].logprob_sums)
+    assert here[1].manifest.stored_dtype == there[1].manifest.stored_dtype == "F32"
+
+
 def test_what_was_trained_goes_into_the_store(trained: Path, tmp_path: Path) -> None:
     copy = copy_run(trained, tmp_path)
     line = json.dumps({"step": 1, "examples": ["train-001"]}) + "\n"

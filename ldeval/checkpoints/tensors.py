@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldeval.checkpoints.layout import (
+    base_of,
     describe_checkpoint,
     no_weights,
     read_json,
@@ -112,15 +113,15 @@ def stored_dtype(folder: str | Path, base: str | None = None) -> str | None:
     be stored alike.
 
     Args:
-        base: of an adapter that does not say upon which.
+        base: as of :func:`base_of`.
 
     Returns:
         None where it is not known: no tensors, or a base that is not on this disk.
     """
     checkpoint = describe_checkpoint(folder, 0)
     if checkpoint.layout == "adapter":
-        below = checkpoint.base or base
-        return None if below is None else stored_dtype(below)
+        known = checkpoint.base is not None or base is not None
+        return stored_dtype(base_of(checkpoint, base)) if known else None
     counts: dict[str, int] = {}
     for _, entry, _, _ in tensor_headers(folder):
         start, stop = entry["data_offsets"]

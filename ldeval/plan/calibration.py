@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.checkpoints import weight_files, weights_hash
+from ldeval.checkpoints import base_of, weight_files, weights_hash
 from ldeval.errors import UnsupportedBackendError
 from ldeval.plan.fleet import spread
 from ldeval.plan.rates import Counted, layout_of, of_a_device, rates_of
@@ -32,7 +32,7 @@ from ldeval.records import (
     ScoreTable,
 )
 from ldeval.scoring.encode import EncodedProbe, TextCodec, tokenizer_codec
-from ldeval.scoring.models import base_of, open_config, open_tokenizer, trusts_code
+from ldeval.scoring.models import open_config, open_tokenizer, trusts_code
 from ldeval.scoring.score import (
     ResponseScore,
     Scored,

@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ldeval.checkpoints import check_weights, describe_checkpoint, find_checkpoints
+from ldeval.checkpoints import (
+    base_of,
+    check_weights,
+    describe_checkpoint,
+    find_checkpoints,
+)
 from ldeval.errors import CheckpointError, IncompleteError, MismatchError, StoreError
 from ldeval.files import is_remote
 from ldeval.plan.build import Checkpoints, Resources, build_plan
@@ -37,7 +42,6 @@ from ldeval.plan.shapes import (
 )
 from ldeval.plan.work import work_of
 from ldeval.records import Checkpoint, Manifest, ModelShape, PlanLayout, SweepPlan
-from ldeval.scoring.models import base_of
 from ldeval.shards import begun_with
 from ldeval.store import read_manifest, run_folder, step_folder
 from ldeval.sweep import SweepSettings
