@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
 
 from ldeval.checkpoints import (
     base_of,
@@ -21,6 +22,7 @@ from ldeval.checkpoints import (
     tensor_shapes,
     weights_hash,
 )
+from ldeval.checkpoints.tensors import TIED_UNSAID
 from ldeval.errors import CheckpointError
 from ldeval.records import Checkpoint
 from ldeval.scoring.known_answers import compare_known
@@ -195,6 +197,11 @@ def test_a_pickled_base_of_an_adapter_is_refused(tmp_path: Path) -> None:
         check_weights(describe_checkpoint(adapter, 1))
 
 
+@pytest.mark.parametrize("model_type", TIED_UNSAID)
+def test_what_goes_unsaid_is_tied_as_transformers_has_it(model_type: str) -> None:
+    assert CONFIG_MAPPING[model_type]().get_text_config().tie_word_embeddings
+
+
 def test_an_output_layer_counts_unless_the_configuration_ties_it(
     tmp_path: Path,
 ) -> None:
@@ -205,3 +212,12 @@ def test_an_output_layer_counts_unless_the_configuration_ties_it(
         json.dumps({**config, "tie_word_embeddings": True})
     )
     assert "lm_head.weight" not in tensor_shapes(untied)
+    # as transformers 4 wrote those that tie by default, and not those that do not
+    del config["tie_word_embeddings"]
+    for model_type, counts in (("gemma2", False), ("llama", True), ("own_code", True)):
+        (untied / "config.json").write_text(
+            json.dumps({**config, "model_type": model_type})
+        )
+        assert ("lm_head.weight" in tensor_shapes(untied)) is counts
+    (untied / "config.json").write_text('{"text_config": [1], "model_type": [2]}')
+    assert "lm_head.weight" in tensor_shapes(untied)

@@ -22,6 +22,37 @@ from ldeval.errors import CheckpointError
 from ldeval.files import strict_json
 from ldeval.printable import quoted
 
+TIED_UNSAID = (
+    "bloom",
+    "cohere",
+    "cohere2",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "falcon",
+    "falcon_mamba",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "gemma3n",
+    "gemma3n_text",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neo",
+    "lfm2",
+    "mamba",
+    "mpt",
+    "openai-gpt",
+    "opt",
+    "recurrent_gemma",
+    "smollm3",
+    "starcoder2",
+    "xglm",
+    "zamba",
+    "zamba2",
+)
+"""Model types that tie by default, which transformers 4 did not write down; 5 does."""
+
 
 def weights_hash(folder: str | Path) -> str:
     """SHA-256 over the name, type, shape and content of every tensor, by name.
@@ -139,13 +170,17 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def _ties_embeddings(folder: Path) -> bool:
-    """Whether ``config.json`` says so outright."""
+    """Whether ``config.json`` says so, or says nothing and its model type does so."""
     path = folder / "config.json"
     if not path.is_file():
         return False
     config = read_json(path)
-    text = config.get("text_config") or {}
-    return bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else {}
+    said = [item.get("tie_word_embeddings") for item in (config, text)]
+    if said == [None, None]:
+        return (text.get("model_type") or config.get("model_type")) in TIED_UNSAID
+    return any(said)
 
 
 def tensor_headers(
