@@ -11,6 +11,7 @@ from typing import Any
 
 from ldeval.checkpoints import (
     BrokenCheckpoint,
+    base_of,
     check_weights,
     describe_checkpoint,
     stored_dtype,
@@ -118,6 +119,7 @@ class Sweep:
             "origin_weights": self._origin,
             **({"serve": True} if settings.serve else {}),
         }
+        self._bases: dict[str, str] = {}
         self._texts_kept = False
         self._scored: list[int] = []
         self._kept: list[int] = []
@@ -181,7 +183,8 @@ class Sweep:
         check_weights(checkpoint)
         self._alike.check_shapes(checkpoint)
         digest = weights_hash(checkpoint.folder)
-        question = Question(digest, settings.probes.content_hash, self._asked)
+        asked = self._asked_of(checkpoint)
+        question = Question(digest, settings.probes.content_hash, asked)
         folder = step_folder(settings.store, settings.run, checkpoint.step)
         if self._reference_step is None:
             self._recall(folder.parent, question, checkpoint.step)
@@ -201,6 +204,18 @@ class Sweep:
         if self._reference_step is None:
             self._refer_to(folder)
         self._decode(checkpoint, digest)
+
+    def _asked_of(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """How a checkpoint is scored; an adapter, whose weights are not all that is
+        computed with, upon which base, unless that is the run's origin."""
+        if checkpoint.layout != "adapter":
+            return self._asked
+        base = base_of(checkpoint, self._settings.base)
+        if base not in self._bases:
+            here = Path(base).is_dir()
+            self._bases[base] = _checked_hash(base) if here else base
+        known = self._bases[base]
+        return self._asked if known == self._origin else {**self._asked, "base": known}
 
     def _recall(self, run: Path, question: Question, before: int) -> None:
         """Keep to the run's first scores where their checkpoint is gone, as trainers
@@ -269,7 +284,7 @@ class Sweep:
             checkpoint=checkpoint.path,
             weights_hash=digest,
             probe_set_hash=settings.probes.content_hash,
-            settings=self._asked,
+            settings=self._asked_of(checkpoint),
             objective=self._objective,
             stored_dtype=stored_dtype(checkpoint.folder, settings.base),
             seconds=time.monotonic() - started,
