@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
-from ldeval.commands import store_place
+from ldeval.commands import local_name, local_path, store_place
 from ldeval.commands.distributed import add_ray_options, ray_asked, sweep_with_ray
 from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.output import (
@@ -108,10 +108,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _sweep_command(commands: Any) -> None:
     command = _add(commands, "sweep", _sweep, "score every checkpoint of a run")
-    command.add_argument("run_dir", type=Path, help="folder of checkpoint-N folders")
+    command.add_argument(
+        "run_dir", type=local_path, help="folder of checkpoint-N folders"
+    )
     command.add_argument(
         "--then",
-        type=Path,
+        type=local_path,
         action="append",
         default=[],
         metavar="RUN_DIR",
@@ -120,9 +122,12 @@ def _sweep_command(commands: Any) -> None:
     command.add_argument("--store", type=store_place, required=True)
     command.add_argument("--run", help="name in the store (default: the folder's)")
     command.add_argument("--probes", type=Path, help="default: the bundled set")
-    command.add_argument("--base", help="model before training, scored as step 0")
+    command.add_argument(
+        "--base", type=local_name, help="model before training, scored as step 0"
+    )
     command.add_argument(
         "--initial-model",
+        type=local_name,
         help="the model that 'initial' responses must come from, where the run's base "
         "is itself fine-tuned (default: --base)",
     )

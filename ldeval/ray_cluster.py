@@ -124,6 +124,8 @@ def _with_room(cluster: Cluster) -> Cluster:
 
 def _free(needs: Mapping[str, float], most: int) -> int:
     """For how many workers there is room now, beside what else runs on the cluster."""
+    import ray
+
     try:
         # public calls tell what is free of all machines together, not of each
         from ray._private.state import available_resources_per_node
@@ -134,7 +136,11 @@ def _free(needs: Mapping[str, float], most: int) -> int:
     def count() -> int:
         return sum(fit(node, needs) for node in available_resources_per_node().values())
 
-    found = count()
+    try:
+        found = count()
+    except ray.exceptions.RaySystemError:  # of Ray Client, which is not told either
+        log.info("at a ray:// address nothing tells what is free: all is taken so")
+        return most
     if found < most:
         time.sleep(FREED)
         found = max(found, count())

@@ -43,8 +43,9 @@ class Task:
 
     shard: int
     checkpoint: Checkpoint
-    first: Checkpoint
-    """The run's first checkpoint: the reference of the others."""
+    first: Checkpoint | None
+    """The run's first checkpoint: the reference of the others. None where it is gone,
+    and its scores alone are there."""
 
 
 class Pool:

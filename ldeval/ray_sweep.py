@@ -31,6 +31,7 @@ from ldeval.shards import (
     join_decodes,
     join_step,
     sample_scores,
+    seed_decodes,
     seed_step,
 )
 from ldeval.store import (
@@ -131,7 +132,6 @@ class ShardedSweep(Sweep):
         parts = self._target / FOLDER
         for folder in (parts, *(parts / shard.name for shard in self._shards)):
             refuse_link(folder)
-        self._first: Checkpoint | None = None
         pool.begin(
             {shard.number: self._of(shard) for shard in self._shards},
             str(Path(run).absolute()),
@@ -166,7 +166,7 @@ class ShardedSweep(Sweep):
 
     def _compute(self, folder: Path, checkpoint: Checkpoint, digest: str) -> None:
         """Wait until all shards have the checkpoint, and join them."""
-        if self._first is not None:
+        if self._reference_step is not None:
             self._join(checkpoint)
             self._free(checkpoint.step)
             return
@@ -251,20 +251,23 @@ class ShardedSweep(Sweep):
         manifest = read_manifest(folder)
         self._reference_step = manifest.step
         self._alike.remember(manifest)
-        first = next(item for item in self._todo if item.step == manifest.step)
-        self._first = first
+        broken = {item.step for item in self.result().broken}
+        whole = (item for item in self._todo if item.step not in broken)
+        first = next((item for item in whole if item.step == manifest.step), None)
         rest = [item for item in self._todo if self._is_left(item)]
         if not rest:
             return
-        for item in (first, *rest):
-            if (self._step(item) / MANIFEST).is_file():
-                seed_step(self._target, self._shards, item.step)
+        for step in (manifest.step, *(item.step for item in rest)):
+            if self._is_stored(step):
+                seed_step(self._target, self._shards, step)
+        if self._settings.greedy:
+            seed_decodes(self._target, self._shards, manifest.step)
         for shard in self._shards:
             self._pool.submit([self._task(shard, item, first) for item in rest])
 
     def _is_left(self, checkpoint: Checkpoint) -> bool:
         """Whether the shards have to take a checkpoint, for scores or for decodes."""
-        if not (self._step(checkpoint) / MANIFEST).is_file():
+        if not self._is_stored(checkpoint.step):
             return self._reference_step is not None and (
                 checkpoint.step > self._reference_step
             )
@@ -274,8 +277,9 @@ class ShardedSweep(Sweep):
         place = decodes_place(self._target, checkpoint.step)
         return self._settings.greedy > 0 and not place.is_file()
 
-    def _step(self, checkpoint: Checkpoint) -> Path:
-        return step_folder(self._settings.store, self._settings.run, checkpoint.step)
+    def _is_stored(self, step: int) -> bool:
+        folder = step_folder(self._settings.store, self._settings.run, step)
+        return (folder / MANIFEST).is_file()
 
     def _decode(self, checkpoint: Checkpoint, digest: str) -> None:
         """Join what the shards' sweeps kept of greedy decodes.
@@ -293,8 +297,9 @@ class ShardedSweep(Sweep):
         self._free(step)
 
     @staticmethod
-    def _task(shard: Shard, checkpoint: Checkpoint, first: Checkpoint) -> Task:
-        return Task(shard.number, _everywhere(checkpoint), _everywhere(first))
+    def _task(shard: Shard, checkpoint: Checkpoint, first: Checkpoint | None) -> Task:
+        before = None if first is None else _everywhere(first)
+        return Task(shard.number, _everywhere(checkpoint), before)
 
 
 def check_all(outcomes: Sequence[Outcome], checkpoint: Checkpoint) -> None:

@@ -75,7 +75,7 @@ class ShardWorker:
         settings: SweepSettings,
         run: str,
         checkpoint: Checkpoint,
-        first: Checkpoint,
+        first: Checkpoint | None,
     ) -> Outcome:
         """Score a checkpoint over a shard into the shard's own run.
 
@@ -83,7 +83,7 @@ class ShardWorker:
             settings: of the shard.
             run: the folder of the checkpoints.
             first: is taken before, where this worker has not seen the shard: it is in
-                the store by then.
+                the store by then. None where its scores are all that there is.
 
         Raises:
             ClusterError: what other workers wrote is not to be seen here.
@@ -91,7 +91,7 @@ class ShardWorker:
         name = (str(settings.store), settings.run)
         if name not in self._sweeps:
             begun = self._begun(settings, run)
-            if first != checkpoint:
+            if first is not None and first != checkpoint:
                 self._refer_to(first, begun, settings)
             self._sweeps[name] = begun
         work = self._sweeps[name]

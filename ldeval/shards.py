@@ -230,6 +230,29 @@ def _seed(
     write_parts(folder, manifest, (part for _, part in pieces))
 
 
+def seed_decodes(run: Path, shards: Sequence[Shard], step: int) -> None:
+    """Give each shard its part of the greedy decodes that the run has of a step: those
+    that the decodes of later steps follow.
+
+    Raises:
+        StoreError: they are damaged, or the disk cannot be written.
+    """
+    whole = kept_decodes(run, step, {})
+    if whole is None:
+        return
+    for shard in shards:
+        names = {probe.probe_id for probe in shard.probes}
+        part = replace(
+            whole,
+            probe_set_hash=shard.probes.content_hash,
+            decodes=tuple(d for d in whole.decodes if d.probe_id in names),
+            excluded=tuple(e for e in whole.excluded if e.probe_id in names),
+            # a number of all shards together: the first one has it
+            off_argmax=0 if shard.number else whole.off_argmax,
+        )
+        write_decodes(run / FOLDER / shard.name, part)
+
+
 def sample_scores(
     tables: Iterable[StoredTable], sample: Sequence[Probe]
 ) -> dict[Key, ResponseScore]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
 
 from ldeval.checkpoints import (
+    base_of,
     check_weights,
     describe_checkpoint,
     find_checkpoints,
@@ -18,6 +22,7 @@ from ldeval.checkpoints import (
     tensor_shapes,
     weights_hash,
 )
+from ldeval.checkpoints.tensors import TIED_UNSAID
 from ldeval.errors import CheckpointError
 from ldeval.records import Checkpoint
 from ldeval.scoring.known_answers import compare_known
@@ -39,6 +44,25 @@ def test_an_adapter_is_told_from_full_weights(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     found = describe_checkpoint(tmp_path, 1)
     assert (found.layout, found.base) == ("adapter", "somewhere/base")
+
+
+def test_an_adapter_stands_upon_the_base_it_names_or_else_upon_the_one_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    named, given = (save_tiny(tmp_path / name) for name in ("named", "given"))
+    adapter = Checkpoint("adapter", 10, "adapter", str(named))
+    assert base_of(adapter, str(given)) == str(named)
+    assert not caplog.records
+    shutil.rmtree(named)  # or a name on a hub
+    assert base_of(adapter, str(given)) == base_of(adapter, str(given)) == str(given)
+    [told] = caplog.messages
+    assert str(named) in told
+    assert base_of(adapter, None) == str(named)
+    # the stage before, when that was an adapter too
+    (given / "adapter_config.json").write_text("{}")
+    assert base_of(adapter, str(given)) == str(named)
+    with pytest.raises(CheckpointError, match="does not say upon which base"):
+        base_of(replace(adapter, base=None), None)
 
 
 def test_the_hash_is_of_the_tensors_however_they_are_stored(tmp_path: Path) -> None:
@@ -173,6 +197,11 @@ def test_a_pickled_base_of_an_adapter_is_refused(tmp_path: Path) -> None:
         check_weights(describe_checkpoint(adapter, 1))
 
 
+@pytest.mark.parametrize("model_type", TIED_UNSAID)
+def test_what_goes_unsaid_is_tied_as_transformers_has_it(model_type: str) -> None:
+    assert CONFIG_MAPPING[model_type]().get_text_config().tie_word_embeddings
+
+
 def test_an_output_layer_counts_unless_the_configuration_ties_it(
     tmp_path: Path,
 ) -> None:
@@ -183,3 +212,12 @@ def test_an_output_layer_counts_unless_the_configuration_ties_it(
         json.dumps({**config, "tie_word_embeddings": True})
     )
     assert "lm_head.weight" not in tensor_shapes(untied)
+    # as transformers 4 wrote those that tie by default, and not those that do not
+    del config["tie_word_embeddings"]
+    for model_type, counts in (("gemma2", False), ("llama", True), ("own_code", True)):
+        (untied / "config.json").write_text(
+            json.dumps({**config, "model_type": model_type})
+        )
+        assert ("lm_head.weight" in tensor_shapes(untied)) is counts
+    (untied / "config.json").write_text('{"text_config": [1], "model_type": [2]}')
+    assert "lm_head.weight" in tensor_shapes(untied)

@@ -72,3 +72,18 @@ def test_without_what_ray_does_not_promise_nodes_count_whole(
     )
     monkeypatch.delattr("ray._private.state.available_resources_per_node")
     assert ray_cluster._with_room(Cluster(cpus=2)).workers == 4
+
+
+def test_at_an_address_of_ray_client_nodes_count_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This process is no part of the cluster then, and Ray's own call says so."""
+
+    def refused() -> None:
+        raise ray.exceptions.RaySystemError("Ray has not been started yet.")
+
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8}}]
+    )
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", refused)
+    assert ray_cluster._with_room(Cluster(cpus=2)).workers == 4

@@ -293,6 +293,32 @@ def test_a_url_of_no_known_kind_is_refused_on_the_command_line(
     assert "secret" not in said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sweep", "s3://key:secret@bucket/run", "--store", "store"],
+        ["sweep", "run", "--store", "store", "--base", "s3://key:secret@bucket/base"],
+        ["report", "store/run", "-o", "s3://key:secret@bucket/report"],
+        ["diff", "store/run", "--json", "s3://key:secret@bucket/diff.json"],
+    ],
+)
+def test_what_is_no_store_is_refused_at_a_url(
+    tmp_path: Path,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A folder named ``s3:`` would be looked for, or made."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "only a store may be at one" in said
+    assert "secret" not in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_trainer_keeps_its_live_scores_in_a_bucket(
     bucket: str, tmp_path: Path
 ) -> None:

@@ -5,13 +5,16 @@ What Ray itself does is tested in ``test_ray_sweep``; here is what becomes of ta
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from ldeval.bundled import bundled_probes
+from ldeval.decodes import run_decodes
 from ldeval.errors import StoreError
 from ldeval.files import place, reading
 from ldeval.lease import writing
@@ -20,9 +23,10 @@ from ldeval.ray_cluster import Cluster
 from ldeval.ray_pool import Pool, Task
 from ldeval.ray_sweep import ShardedSweep
 from ldeval.ray_worker import Outcome, ShardWorker
+from ldeval.records import GreedyDecodes
 from ldeval.shards import FOLDER, Shard
-from ldeval.store import list_steps, run_folder
-from ldeval.sweep import SweepResult, SweepSettings, jobs
+from ldeval.store import list_steps, load_run, run_folder
+from ldeval.sweep import SweepResult, SweepSettings, jobs, sweep
 from tests.sweeping import ARGS, sweep_settings
 from tests.tiny import save_run
 
@@ -121,6 +125,40 @@ def test_a_step_that_one_shard_cannot_score_stays_in_the_others(
     }
     assert scored == {"shard_0000_of_0002": (), "shard_0001_of_0002": (20,)}
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_first_checkpoint_that_a_trainer_deleted_stays_the_reference(
+    trained: Path, tmp_path: Path, broken: bool
+) -> None:
+    """To every shard, whose worker has its scores and its decodes alone."""
+    copy = shutil.copytree(trained, tmp_path / "trained")
+    shutil.move(copy / "run" / "checkpoint-20", tmp_path / "later")
+    asked = asked_of(copy, tmp_path / "store", greedy=3)
+    assert swept(copy, asked, PoolOfOne()).scored == (10,)
+    if broken:
+        (copy / "run" / "checkpoint-10" / "model.safetensors").write_bytes(b"")
+    else:
+        shutil.rmtree(copy / "run" / "checkpoint-10")
+    shutil.move(tmp_path / "later", copy / "run" / "checkpoint-20")
+    result = swept(copy, asked, PoolOfOne())
+    assert (result.scored, [b.step for b in result.broken]) == ((20,), [10] * broken)
+    run = tmp_path / "store" / "run"
+    first, second = load_run(run)
+    assert second.manifest.reference_step == 10
+    np.testing.assert_array_equal(second.tokens.ref_ids, first.tokens.top_ids)
+    decodes = run_decodes(run)
+    assert [(d.step, d.reference_step) for d in decodes] == [(10, 10), (20, 10)]
+    alone = asked_of(trained, tmp_path / "alone", greedy=3)
+    sweep(trained / "run", alone)
+    local = run_decodes(tmp_path / "alone" / "run")
+    assert [_texts(d) for d in decodes] == [_texts(d) for d in local]
+
+
+def _texts(decodes: GreedyDecodes) -> list[tuple[str, list[int], int]]:
+    return [
+        (d.probe_id, d.ids.tolist(), len(d.reference_logprobs)) for d in decodes.decodes
+    ]
 
 
 @pytest.mark.parametrize("name", [FOLDER, f"{FOLDER}/shard_0001_of_0002"])

@@ -23,6 +23,7 @@ import torch
 from ldeval.checkpoints import weights_hash
 from ldeval.checkpoints.tensors import same_weights
 from ldeval.cli import main
+from ldeval.decodes import run_decodes
 from ldeval.errors import (
     CheckpointError,
     MismatchError,
@@ -77,6 +78,51 @@ def test_later_tables_hold_the_first_checkpoints_top_tokens_exactly(
         np.testing.assert_array_equal(table.tokens.ref_ids, first.tokens.top_ids)
         assert table.tokens.ref_logprobs is not None
         assert np.isfinite(table.tokens.ref_logprobs).all()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_first_checkpoint_that_a_trainer_deleted_stays_the_reference(
+    trained: Path, tmp_path: Path, broken: bool
+) -> None:
+    """As with ``save_total_limit``; decodes go on from the first ones too."""
+    copy = copy_run(trained, tmp_path)
+    shutil.move(copy / "run" / "checkpoint-30", tmp_path / "later")
+    asked = sweep_settings(copy, tmp_path / "store", base=None, greedy=3)
+    assert sweep(copy / "run", asked).scored == (10, 20)
+    if broken:
+        (copy / "run" / "checkpoint-10" / "model.safetensors").write_bytes(b"")
+    else:
+        shutil.rmtree(copy / "run" / "checkpoint-10")
+    shutil.move(tmp_path / "later", copy / "run" / "checkpoint-30")
+    result = sweep(copy / "run", asked)
+    assert (result.scored, result.kept) == ((30,), (20,))
+    tables = load_run(tmp_path / "store" / "run")
+    assert {t.manifest.reference_step for t in tables} == {10}
+    decodes = run_decodes(tmp_path / "store" / "run")
+    assert [(d.step, d.reference_step) for d in decodes] == [
+        (10, 10),
+        (20, 10),
+        (30, 10),
+    ]
+    np.testing.assert_array_equal(tables[2].tokens.ref_ids, tables[0].tokens.top_ids)
+    assert sum(t.manifest.noise_floor is not None for t in tables) == 1
+
+
+def test_scores_of_a_deleted_checkpoint_bind_those_after_it(
+    trained: Path, tmp_path: Path
+) -> None:
+    copy = copy_run(trained, tmp_path)
+    shutil.rmtree(copy / "run" / "checkpoint-20")
+    asked = sweep_settings(copy, tmp_path / "store", base=None)
+    sweep(copy / "run", replace(asked, probes=asked.probes.limited(1, 1)))
+    shutil.copytree(trained / "run" / "checkpoint-20", copy / "run" / "checkpoint-20")
+    for step in (10, 30):
+        shutil.rmtree(copy / "run" / f"checkpoint-{step}")
+    with pytest.raises(MismatchError, match="step_000010 holds scores with probe_set"):
+        sweep(copy / "run", asked)
+    fewer = replace(asked, probes=asked.probes.limited(1, 1), greedy=3)
+    with pytest.raises(MismatchError, match="has no greedy decodes"):
+        sweep(copy / "run", fewer)
 
 
 def test_a_foreign_initial_is_excluded_and_listed(
@@ -348,6 +394,61 @@ def test_another_runs_scores_are_taken_over_part_by_part(
     assert back.manifest.reference_step == 0
     np.testing.assert_array_equal(back.tokens.ref_ids, whole.tokens.top_ids)
     np.testing.assert_array_equal(back.logprob_sums, whole.logprob_sums)
+
+
+def test_adapters_that_were_moved_away_from_their_base_stand_upon_the_one_given(
+    trained: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = trained / "base"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    adapter = tmp_path / "run" / "checkpoint-5"
+    get_peft_model(model, config).save_pretrained(adapter)
+    sweep(tmp_path / "run", sweep_settings(trained, tmp_path / "there"))
+    path = adapter / "adapter_config.json"
+    path.write_text(path.read_text().replace(str(base), "/elsewhere/base"))
+    result = sweep(tmp_path / "run", sweep_settings(trained, tmp_path / "here"))
+    assert (result.scored, result.broken) == ((0, 5), ())
+    there, here = (load_run(tmp_path / name / "run") for name in ("there", "here"))
+    np.testing.assert_array_equal(there[1].logprob_sums, here[1].logprob_sums)
+    assert here[1].manifest.stored_dtype == there[1].manifest.stored_dtype == "F32"
+
+
+def test_one_adapter_upon_two_bases_has_scores_of_its_own_upon_each(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Its own weights are the same, and so are their hashes."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    bases = {"one": trained / "base", "two": trained / "run" / "checkpoint-30"}
+    model = AutoModelForCausalLM.from_pretrained(bases["one"])
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    network = get_peft_model(model, config)
+    args = {**ARGS, "tokenizer": str(trained / "base")}
+    asked = sweep_settings(trained, tmp_path / "store", base=None, model_args=args)
+    for name, base in bases.items():
+        adapter = tmp_path / name / "checkpoint-5"
+        network.peft_config["default"].base_model_name_or_path = str(base)
+        network.save_pretrained(adapter)
+        asked = replace(asked, run=name)
+        assert sweep(tmp_path / name, asked).scored == (5,)
+        assert sweep(tmp_path / name, asked).kept == (5,)
+    one, two = (load_run(tmp_path / "store" / name)[0] for name in bases)
+    assert one.manifest.weights_hash == two.manifest.weights_hash
+    assert two.manifest.settings["base"] == weights_hash(bases["two"])
+    assert not np.allclose(one.logprob_sums, two.logprob_sums)
+    # and a run whose base was another one before is not taken for finished
+    network.peft_config["default"].base_model_name_or_path = str(bases["one"])
+    network.save_pretrained(adapter)
+    with pytest.raises(MismatchError, match="holds scores with settings base="):
+        sweep(tmp_path / "two", asked)
+    with_base = replace(asked, run="with", base=str(bases["one"]))
+    sweep(tmp_path / "two", with_base)
+    assert "base" not in load_run(tmp_path / "store" / "with")[1].manifest.settings
 
 
 def test_what_was_trained_goes_into_the_store(trained: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ What other layouts need is in :mod:`foreign`.
 from ldeval.checkpoints.checks import BrokenCheckpoint, check_weights
 from ldeval.checkpoints.finding import ended_with, find_checkpoints, is_saved
 from ldeval.checkpoints.layout import (
+    base_of,
     describe_checkpoint,
     has_tokenizer,
     weight_files,
@@ -28,6 +29,7 @@ from ldeval.checkpoints.tensors import (
 
 __all__ = [
     "BrokenCheckpoint",
+    "base_of",
     "check_weights",
     "describe_checkpoint",
     "ended_with",

@@ -5,13 +5,18 @@ Only safetensors are ever read: a pickled checkpoint runs code when it is loaded
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ldeval.checkpoints.foreign import conversion
 from ldeval.errors import CheckpointError
 from ldeval.files import strict_json
+from ldeval.printable import quoted
 from ldeval.records import Checkpoint
+
+log = logging.getLogger(__name__)
 
 ADAPTER = "adapter_config.json"
 _PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -33,6 +38,39 @@ def describe_checkpoint(path: str | Path, step: int) -> Checkpoint:
         base = None
     return Checkpoint(
         str(folder), step, "adapter", base if isinstance(base, str) and base else None
+    )
+
+
+def base_of(adapter: Checkpoint, base: str | None) -> str:
+    """The model that an adapter stands upon: the one that it names; where it names
+    none, or one that is not on this disk, as after a move, ``base``.
+
+    Raises:
+        CheckpointError: when neither is known.
+    """
+    named = adapter.base
+    if named is None and base is None:
+        raise CheckpointError(
+            f"{adapter.path}: an adapter that does not say upon which base. Give it "
+            "with --base."
+        )
+    if named is None or base is None:
+        return str(named or base)
+    # a stage's base may itself be an adapter, upon which none stands
+    if Path(named).is_dir() or describe_checkpoint(base, 0).layout == "adapter":
+        return named
+    _tell_instead(named, base)
+    return base
+
+
+@lru_cache(maxsize=64)
+def _tell_instead(named: str, base: str) -> None:
+    """Once, though a base is asked for at every checkpoint."""
+    log.warning(
+        "adapters name %s as their base, which is no folder here: they are taken to "
+        "stand upon %s (--base)",
+        quoted(named, 200),
+        base,
     )
 
 

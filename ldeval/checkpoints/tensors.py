@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldeval.checkpoints.layout import (
+    base_of,
     describe_checkpoint,
     no_weights,
     read_json,
@@ -20,6 +21,37 @@ from ldeval.checkpoints.layout import (
 from ldeval.errors import CheckpointError
 from ldeval.files import strict_json
 from ldeval.printable import quoted
+
+TIED_UNSAID = (
+    "bloom",
+    "cohere",
+    "cohere2",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "falcon",
+    "falcon_mamba",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "gemma3n",
+    "gemma3n_text",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neo",
+    "lfm2",
+    "mamba",
+    "mpt",
+    "openai-gpt",
+    "opt",
+    "recurrent_gemma",
+    "smollm3",
+    "starcoder2",
+    "xglm",
+    "zamba",
+    "zamba2",
+)
+"""Model types that tie by default, which transformers 4 did not write down; 5 does."""
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -112,15 +144,15 @@ def stored_dtype(folder: str | Path, base: str | None = None) -> str | None:
     be stored alike.
 
     Args:
-        base: of an adapter that does not say upon which.
+        base: as of :func:`base_of`.
 
     Returns:
         None where it is not known: no tensors, or a base that is not on this disk.
     """
     checkpoint = describe_checkpoint(folder, 0)
     if checkpoint.layout == "adapter":
-        below = checkpoint.base or base
-        return None if below is None else stored_dtype(below)
+        known = checkpoint.base is not None or base is not None
+        return stored_dtype(base_of(checkpoint, base)) if known else None
     counts: dict[str, int] = {}
     for _, entry, _, _ in tensor_headers(folder):
         start, stop = entry["data_offsets"]
@@ -138,13 +170,17 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def _ties_embeddings(folder: Path) -> bool:
-    """Whether ``config.json`` says so outright."""
+    """Whether ``config.json`` says so, or says nothing and its model type does so."""
     path = folder / "config.json"
     if not path.is_file():
         return False
     config = read_json(path)
-    text = config.get("text_config") or {}
-    return bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else {}
+    said = [item.get("tie_word_embeddings") for item in (config, text)]
+    if said == [None, None]:
+        return (text.get("model_type") or config.get("model_type")) in TIED_UNSAID
+    return any(said)
 
 
 def tensor_headers(

@@ -13,6 +13,7 @@ from typing import Any
 
 from ldeval.errors import LdevalError
 from ldeval.files import place
+from ldeval.redact import redact_url
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -26,6 +27,22 @@ def add_command(
     )
     command.set_defaults(handler=handler)
     return command
+
+
+def local_name(text: str) -> str:
+    """The value of an option that names something on this machine's disk; of a URL a
+    folder ``s3:`` would be made of, or looked for."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{redact_url(text)!r} is a URL, and only a store may be at one. Give a "
+            "place on this machine's disk: of checkpoints a copy, or a mounted bucket."
+        )
+    return text
+
+
+def local_path(text: str) -> Path:
+    """As :func:`local_name`, as a path."""
+    return Path(local_name(text))
 
 
 def store_place(text: str) -> Path:

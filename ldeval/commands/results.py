@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.commands import add_command, store_place
+from ldeval.commands import add_command, local_path, store_place
 from ldeval.commands.output import complain, say
 from ldeval.errors import CheckpointError, MismatchError
 from ldeval.files import write_whole
@@ -36,8 +36,12 @@ def _diff_command(commands: Any) -> None:
         nargs="+",
         help="STORE/RUN; or two --output_path folders of plain lm_eval runs",
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
-    command.add_argument("--report", type=Path, metavar="DIR", help="write a report")
+    command.add_argument(
+        "--json", type=local_path, metavar="FILE", help="write everything"
+    )
+    command.add_argument(
+        "--report", type=local_path, metavar="DIR", help="write a report"
+    )
     command.add_argument(
         "--allow-mixed", action="store_true", help="backends or dtypes may differ"
     )
@@ -103,28 +107,35 @@ def _report_command(commands: Any) -> None:
     )
     command.add_argument("runs", type=store_place, nargs="+", metavar="STORE/RUN")
     command.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="the page and all other files"
+        "-o",
+        "--output",
+        type=local_path,
+        metavar="DIR",
+        help="the page and all other files",
     )
     command.add_argument(
-        "--html", type=Path, metavar="FILE", help="the page: one file, opens offline"
+        "--html",
+        type=local_path,
+        metavar="FILE",
+        help="the page: one file, opens offline",
     )
     command.add_argument(
         "--probes",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="the probes that were scored, to show their texts (default: those that "
         "the sweep kept, or the bundled ones)",
     )
     command.add_argument(
         "--tokenizer",
-        type=Path,
+        type=local_path,
         metavar="PATH",
         help="a tokenizer.json or its folder, to spell tokens (default: the one that "
         "the sweep kept, or the checkpoints')",
     )
     command.add_argument(
         "--dynamics",
-        type=Path,
+        type=local_path,
         nargs="+",
         default=[],
         metavar="DIR",
@@ -255,9 +266,14 @@ def _compare_command(commands: Any) -> None:
     command.add_argument(
         "--seeds-b", type=store_place, nargs="+", default=[], metavar="STORE/RUN"
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
     command.add_argument(
-        "--figure", type=Path, metavar="FILE", help="the stitched figure, PNG or SVG"
+        "--json", type=local_path, metavar="FILE", help="write everything"
+    )
+    command.add_argument(
+        "--figure",
+        type=local_path,
+        metavar="FILE",
+        help="the stitched figure, PNG or SVG",
     )
     command.add_argument(
         "--after",
@@ -335,7 +351,7 @@ def _import_commands(commands: Any) -> None:
         ("trl", _import_trl, "a trainer_state.json, as context curves"),
     ):
         command = add_command(sub, name, handler, summary)
-        command.add_argument("file", type=Path)
+        command.add_argument("file", type=local_path)
         command.add_argument("--run", required=True, help="name in the store")
         command.add_argument("--store", type=store_place, required=True)
         if name == "lm_eval":

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from ldeval.checkpoints import (
+    base_of,
     check_weights,
     describe_checkpoint,
     has_tokenizer,
     weights_hash,
 )
-from ldeval.errors import CheckpointError, MissingExtraError, TheoryError
+from ldeval.errors import MissingExtraError, TheoryError
 from ldeval.scoring.encode import TextCodec, tokenizer_codec
 from ldeval.scoring.models import loading, open_tokenizer
 
@@ -125,12 +126,7 @@ def open_causal_lm(
     checkpoint = describe_checkpoint(path, 0)
     check_weights(checkpoint)
     if checkpoint.layout == "adapter":
-        under = checkpoint.base or base
-        if under is None:
-            raise CheckpointError(
-                f"{path}: an adapter that does not say upon which base. Give it with "
-                "--base."
-            )
+        under = base_of(checkpoint, base)
         model, lenders = _adapted(_plain_model(under, dtype), path), [base, under]
     else:
         model, lenders = _plain_model(path, dtype), [base]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.checkpoints import weight_files, weights_hash
+from ldeval.checkpoints import base_of, weight_files, weights_hash
 from ldeval.errors import UnsupportedBackendError
 from ldeval.plan.fleet import spread
 from ldeval.plan.rates import Counted, layout_of, of_a_device, rates_of
@@ -32,7 +32,7 @@ from ldeval.records import (
     ScoreTable,
 )
 from ldeval.scoring.encode import EncodedProbe, TextCodec, tokenizer_codec
-from ldeval.scoring.models import base_of, open_config, open_tokenizer, trusts_code
+from ldeval.scoring.models import open_config, open_tokenizer, trusts_code
 from ldeval.scoring.score import (
     ResponseScore,
     Scored,
@@ -203,7 +203,7 @@ def _measured(
         weights_hash(checkpoint.folder)
         lm = source.open(checkpoint)
         seconds = time.perf_counter() - started
-        size = weight_bytes(checkpoint, settings.base)
+        size = weight_bytes(checkpoint, settings)
         loading = Rate(size / seconds, "measured", checkpoint.path)
         backend = backend_of(lm)
         if backend.codec is None:
@@ -233,15 +233,12 @@ def origin_hash(settings: SweepSettings) -> str | None:
     return weights_hash(folder) if folder is not None and asks else None
 
 
-def weight_bytes(checkpoint: Checkpoint, base: str | None) -> float:
-    """Bytes that loading it reads; of an adapter, its base's too.
-
-    Args:
-        base: of an adapter that does not name its own.
-    """
+def weight_bytes(checkpoint: Checkpoint, settings: SweepSettings) -> float:
+    """Bytes that loading it reads; of an adapter, its base's too, which only vLLM's
+    engine keeps from one adapter to the next."""
     folders = [checkpoint.folder]
-    if checkpoint.layout == "adapter":
-        folders.append(base_of(checkpoint, base))
+    if checkpoint.layout == "adapter" and settings.model != "vllm":
+        folders.append(base_of(checkpoint, settings.base))
     files = [path for folder in folders for path in weight_files(folder)]
     return float(sum(path.stat().st_size for path in files))
 

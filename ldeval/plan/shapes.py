@@ -1,7 +1,8 @@
 """What a model's forward pass costs: its shape, and floating-point operations from it.
 
-A checkpoint at hand is counted, tensor by tensor, from its safetensors headers; a
-configuration alone is computed with; a bare number of parameters gets proportions.
+A checkpoint at hand is counted, tensor by tensor, from its safetensors headers; of a
+configuration alone, transformers builds the model without memory for its tensors; a
+bare number of parameters gets proportions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ldeval.checkpoints import stored_dtype, tensor_shapes
 from ldeval.errors import CheckpointError
 from ldeval.files import lenient_json
 from ldeval.records import Flops, ModelShape, ScoringWork
+from ldeval.scoring.models import loading, open_config
 
 DTYPE_BYTES = {
     "F64": 8,
@@ -38,24 +40,6 @@ layers of width 8,192, feed-forward 28,672, 8 of 64 heads for keys and values)."
 FEED_FORWARD = 3.5
 """Feed-forward over model width, as there."""
 
-_PLAIN_FEED_FORWARD = frozenset(
-    {
-        "bloom",
-        "codegen",
-        "falcon",
-        "gpt2",
-        "gpt_bigcode",
-        "gpt_neo",
-        "gpt_neox",
-        "gptj",
-        "mpt",
-        "opt",
-        "phi",
-        "starcoder2",
-    }
-)
-"""Model types whose feed-forward layer has two matrices; others have a gate too."""
-
 _LOOKED_UP = ("embed", "wte", "wpe")
 """In names of tensors that are looked up, not multiplied with."""
 _OUTPUT = ("lm_head", "embed_out")
@@ -78,46 +62,35 @@ def shape_of_checkpoint(folder: str | Path, computed: str | None = None) -> Mode
             f"{folder}: no *.safetensors in it to count. Give a checkpoint with "
             "--base, or a configuration with --plan-config."
         )
-    chosen = _experts_share(config)
-    total = matrices = 0.0
-    for name, shape in shapes.items():
-        size = math.prod(shape)
-        total += size
-        if len(shape) > 1 and not any(mark in name for mark in (*_LOOKED_UP, *_OUTPUT)):
-            matrices += size * (chosen if ".experts." in name else 1.0)
     stored = DTYPE_BYTES.get(stored_dtype(folder) or "", HYPOTHETICAL_BYTES)
-    return _shape(str(folder), "tensors", config, total, matrices, stored, computed)
+    return _shape(str(folder), "tensors", config, shapes, stored, computed)
 
 
 def shape_of_config(path: str | Path, computed: str | None = None) -> ModelShape:
     """A model of which there is only a transformers ``config.json``.
 
     Raises:
-        CheckpointError: where it cannot be read, lacks a size, or is a mixture of
-            experts, whose layers differ too much between families to be computed.
+        CheckpointError: where it cannot be read, lacks a size, or is of a model type
+            that transformers does not know.
     """
     config = _config(Path(path))
-    if _number(config, *_EXPERTS) > 1:
-        raise CheckpointError(
-            f"{path}: a mixture of experts, whose parameters are not computed from a "
-            "configuration. Give its checkpoint as --base, or --plan-parameters with "
-            "those that a token goes through."
-        )
-    hidden = _needed(config, path, "hidden_size", "n_embd", "d_model")
-    layers = _needed(config, path, "num_hidden_layers", "n_layer", "num_layers")
-    vocabulary = _needed(config, path, "vocab_size")
-    heads = _number(config, *_HEADS)
-    width = _head_width(config, hidden, heads)
-    keys = _number(config, "num_key_value_heads", "n_head_kv") or heads
-    inner = _intermediate(config, hidden)
-    gated = config.get("model_type") not in _PLAIN_FEED_FORWARD
-    layer = 2 * hidden * width * (heads + keys) + (3 if gated else 2) * hidden * inner
-    tied = bool(config.get("tie_word_embeddings", config.get("model_type") == "gpt2"))
-    matrices = float(layers * layer)
-    total = matrices + (1 if tied else 2) * hidden * vocabulary
     named = str(config.get("dtype") or config.get("torch_dtype") or "")
     stored = DTYPE_BYTES.get(named, HYPOTHETICAL_BYTES)
-    return _shape(str(path), "config", config, total, matrices, stored, computed)
+    for names in (_HIDDEN, _LAYERS, _VOCABULARY):
+        _needed(config, path, *names)  # transformers has a default for each
+    shapes = _shapes_of_empty(path)
+    return _shape(str(path), "config", config, shapes, stored, computed)
+
+
+def _shapes_of_empty(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of the model that a configuration is of, by name."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = open_config(path).get_text_config()
+    with loading(path), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return {name: tuple(found.shape) for name, found in model.named_parameters()}
 
 
 def shape_of_size(
@@ -127,9 +100,6 @@ def shape_of_size(
 
     Args:
         vocabulary: V; tokens are counted with a tokenizer at hand, so this is its.
-
-    Raises:
-        CheckpointError: when the embeddings alone have more parameters.
     """
     # parameters = LAYER_PARAMETERS · h³ / ASPECT + 2 V h, solved by Newton's method
     hidden = (parameters * ASPECT / LAYER_PARAMETERS) ** (1 / 3)
@@ -168,7 +138,12 @@ def flops_of(shape: ModelShape, work: ScoringWork) -> Flops:
 
 # --------------------------------------------------------------------- configurations
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_VOCABULARY = ("vocab_size",)
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+"""Experts that there are in a layer, and that a token goes through."""
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 
 
@@ -191,14 +166,14 @@ def _shape(
     name: str,
     origin: Any,
     config: Mapping[str, Any],
-    total: float,
-    matrices: float,
+    shapes: Mapping[str, tuple[int, ...]],
     stored: float,
     computed: str | None,
 ) -> ModelShape:
-    hidden = _needed(config, name, "hidden_size", "n_embd", "d_model")
+    hidden = _needed(config, name, *_HIDDEN)
     heads = _number(config, *_HEADS)
-    layers = _needed(config, name, "num_hidden_layers", "n_layer", "num_layers")
+    layers = _needed(config, name, *_LAYERS)
+    total, matrices = _parameters(shapes, _experts_share(config))
     return ModelShape(
         name=name,
         origin=origin,
@@ -208,16 +183,33 @@ def _shape(
         hidden=hidden,
         heads_width=heads * _head_width(config, hidden, heads),
         intermediate=_intermediate(config, hidden),
-        vocabulary=_needed(config, name, "vocab_size"),
+        vocabulary=_needed(config, name, *_VOCABULARY),
         stored_bytes=stored,
         memory_bytes=DTYPE_BYTES.get(computed or "", stored),
     )
 
 
+def _parameters(
+    shapes: Mapping[str, tuple[int, ...]], experts: float
+) -> tuple[float, float]:
+    """All parameters, and those in matrices of the layers that a token goes through.
+
+    Args:
+        experts: share of the experts that it goes through.
+    """
+    total = matrices = 0.0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        total += size
+        if len(shape) > 1 and not any(mark in name for mark in (*_LOOKED_UP, *_OUTPUT)):
+            matrices += size * (experts if ".experts." in name else 1.0)
+    return total, matrices
+
+
 def _experts_share(config: Mapping[str, Any]) -> float:
     """Share of the experts that a token goes through."""
     experts = _number(config, *_EXPERTS)
-    taken = _number(config, "num_experts_per_tok", "num_experts_per_token")
+    taken = _number(config, *_CHOSEN)
     return taken / experts if experts and taken else 1.0
 
 
@@ -226,8 +218,10 @@ def _head_width(config: Mapping[str, Any], hidden: int, heads: int) -> int:
 
 
 def _intermediate(config: Mapping[str, Any], hidden: int) -> int:
-    own = _number(config, "intermediate_size", "n_inner", "ffn_dim")
-    return own or 4 * hidden
+    own = _number(config, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
+    of_expert = _number(config, "moe_intermediate_size") or own
+    taken = _number(config, *_CHOSEN) if _number(config, *_EXPERTS) > 1 else 0
+    return max(own, taken * of_expert)
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int:

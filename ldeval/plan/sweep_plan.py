@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ldeval.checkpoints import check_weights, describe_checkpoint, find_checkpoints
+from ldeval.checkpoints import (
+    base_of,
+    check_weights,
+    describe_checkpoint,
+    find_checkpoints,
+)
 from ldeval.errors import CheckpointError, IncompleteError, MismatchError, StoreError
 from ldeval.files import is_remote
 from ldeval.plan.build import Checkpoints, Resources, build_plan
@@ -37,7 +42,6 @@ from ldeval.plan.shapes import (
 )
 from ldeval.plan.work import work_of
 from ldeval.records import Checkpoint, Manifest, ModelShape, PlanLayout, SweepPlan
-from ldeval.scoring.models import base_of
 from ldeval.shards import begun_with
 from ldeval.store import read_manifest, run_folder, step_folder
 from ldeval.sweep import SweepSettings
@@ -205,7 +209,10 @@ def _checkpoints(
     if asked.parameters is not None or asked.config is not None or not found:
         return Checkpoints(number, len(jobs.finished), made_up)
     some = jobs.left or jobs.finished
-    sizes = [weight_bytes(checkpoint, settings.base) for checkpoint in some]
+    if settings.model == "vllm":
+        # the engine starts with the adapters' base
+        some = tuple(item for item in some if item.layout == "adapter") or some
+    sizes = [weight_bytes(checkpoint, settings) for checkpoint in some]
     return Checkpoints(number, len(jobs.finished), sum(sizes) / len(sizes))
 
 
@@ -215,6 +222,13 @@ def _notes(settings: SweepSettings, asked: Hypothetical, jobs: _Jobs) -> list[st
         notes.append(
             "The memory of a device is not known, so that the model is taken to fit "
             "one: give --plan-memory."
+        )
+    made_up = asked.parameters is not None or asked.config is not None
+    adapters = any(item.layout == "adapter" for item in (*jobs.left, *jobs.finished))
+    if made_up and adapters and settings.model == "vllm":
+        notes.append(
+            "The run's checkpoints are adapters, whose size with another model is not "
+            "known: full weights are planned for each, where vLLM reads an adapter."
         )
     if settings.greedy:
         notes.append(

@@ -30,8 +30,8 @@ class ModelShape:
     name: str
     """Where it comes from: a folder, a file, or how it was made up."""
     origin: Literal["tensors", "config", "proportions"]
-    """Counted from tensors' shapes; computed from a configuration; made up for a number
-    of parameters."""
+    """Counted from stored tensors' shapes; from those of the model that a configuration
+    is of; made up for a number of parameters."""
     parameters: float
     """All of them; what memory and disk must hold."""
     matrix_parameters: float

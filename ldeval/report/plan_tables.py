@@ -47,7 +47,7 @@ _LAYOUTS = {
 }
 _ORIGINS = {
     "tensors": "counted from its tensors",
-    "config": "computed from its configuration",
+    "config": "counted from its configuration",
     "proportions": "made up in the proportions of Llama 3 70B",
 }
 _LACKS = {

@@ -11,12 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ldeval.checkpoints import tensor_shapes
+from ldeval.checkpoints import base_of, tensor_shapes
 from ldeval.errors import CheckpointError, KnownAnswerError
 from ldeval.records import Checkpoint, Probe, Response, Span
 from ldeval.scoring.backends import backend_of
 from ldeval.scoring.batch import ScoreRequest
-from ldeval.scoring.models import base_of
 from ldeval.scoring.score import (
     encode_probes,
     score_probes,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ldeval.checkpoints import has_tokenizer
+from ldeval.checkpoints import base_of, has_tokenizer
 from ldeval.errors import (
     CheckpointError,
     LdevalError,
@@ -92,21 +92,6 @@ class RestartedModels:
         """Free the model's memory."""
         self._lm = None
         gc.collect()
-
-
-def base_of(adapter: Checkpoint, base: str | None) -> str:
-    """The model that an adapter was trained upon; ``base`` where it does not say.
-
-    Raises:
-        CheckpointError: when neither is known.
-    """
-    found = adapter.base or base
-    if found is None:
-        raise CheckpointError(
-            f"{adapter.path}: an adapter that does not say upon which base. Give it "
-            "with --base."
-        )
-    return found
 
 
 def lend_tokenizer(

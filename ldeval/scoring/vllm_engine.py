@@ -18,12 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ldeval.checkpoints import tensor_shapes
+from ldeval.checkpoints import base_of, tensor_shapes
 from ldeval.errors import CheckpointError
 from ldeval.files import lenient_json
 from ldeval.records import Checkpoint
 from ldeval.scoring.models import (
-    base_of,
     lend_tokenizer,
     open_config,
     start_model,

@@ -11,6 +11,7 @@ from typing import Any
 
 from ldeval.checkpoints import (
     BrokenCheckpoint,
+    base_of,
     check_weights,
     describe_checkpoint,
     stored_dtype,
@@ -20,6 +21,7 @@ from ldeval.decodes import kept_decodes, write_decodes
 from ldeval.errors import (
     CheckpointError,
     KnownAnswerError,
+    MismatchError,
     ScoringError,
     UnsupportedBackendError,
 )
@@ -52,6 +54,7 @@ from ldeval.scoring.tables import (
 )
 from ldeval.store import (
     TRAINED,
+    list_steps,
     open_table,
     read_manifest,
     step_folder,
@@ -116,6 +119,7 @@ class Sweep:
             "origin_weights": self._origin,
             **({"serve": True} if settings.serve else {}),
         }
+        self._bases: dict[str, str] = {}
         self._texts_kept = False
         self._scored: list[int] = []
         self._kept: list[int] = []
@@ -179,8 +183,11 @@ class Sweep:
         check_weights(checkpoint)
         self._alike.check_shapes(checkpoint)
         digest = weights_hash(checkpoint.folder)
-        question = Question(digest, settings.probes.content_hash, self._asked)
+        asked = self._asked_of(checkpoint)
+        question = Question(digest, settings.probes.content_hash, asked)
         folder = step_folder(settings.store, settings.run, checkpoint.step)
+        if self._reference_step is None:
+            self._recall(folder.parent, question, checkpoint.step)
         if is_finished(folder, question):
             self._kept.append(checkpoint.step)
         else:
@@ -197,6 +204,44 @@ class Sweep:
         if self._reference_step is None:
             self._refer_to(folder)
         self._decode(checkpoint, digest)
+
+    def _asked_of(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """How a checkpoint is scored; an adapter, whose weights are not all that is
+        computed with, upon which base, unless that is the run's origin."""
+        if checkpoint.layout != "adapter":
+            return self._asked
+        base = base_of(checkpoint, self._settings.base)
+        if base not in self._bases:
+            here = Path(base).is_dir()
+            self._bases[base] = _checked_hash(base) if here else base
+        known = self._bases[base]
+        return self._asked if known == self._origin else {**self._asked, "base": known}
+
+    def _recall(self, run: Path, question: Question, before: int) -> None:
+        """Keep to the run's first scores where their checkpoint is gone, as trainers
+        delete old ones: what is stored refers to them.
+
+        Raises:
+            MismatchError: they answer another question, or have no decodes where later
+                checkpoints are asked for theirs.
+        """
+        earlier = [s for s in list_steps(run) if s.complete and s.step < before]
+        if not earlier:
+            return
+        step, folder = earlier[0].step, earlier[0].folder
+        manifest = read_manifest(folder)
+        is_finished(folder, replace(question, weights_hash=manifest.weights_hash))
+        if self._settings.greedy:
+            asked = self._asked_of_decodes(manifest.weights_hash)
+            self._first_decodes = kept_decodes(run, step, asked)
+            if self._first_decodes is None:
+                raise MismatchError(
+                    f"{folder}: has no greedy decodes, which those of later steps "
+                    "follow, and its checkpoint is gone. Leave --greedy out, or use "
+                    "another --run."
+                )
+        self._count_floor(manifest)
+        self._refer_to(folder)
 
     def _reused(self, folder: Path, question: Question, checkpoint: Checkpoint) -> bool:
         """Whether a first step's scores could be taken from another run; its own top
@@ -239,7 +284,7 @@ class Sweep:
             checkpoint=checkpoint.path,
             weights_hash=digest,
             probe_set_hash=settings.probes.content_hash,
-            settings=self._asked,
+            settings=self._asked_of(checkpoint),
             objective=self._objective,
             stored_dtype=stored_dtype(checkpoint.folder, settings.base),
             seconds=time.monotonic() - started,

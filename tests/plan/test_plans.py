@@ -47,21 +47,31 @@ def test_a_plan_measures_the_model_at_hand_and_stores_nothing(
     assert plan.calibrated_on == plan.model
 
 
-def test_an_adapter_is_planned_with_its_base(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["hf", "vllm"])
+def test_an_adapter_is_planned_with_its_base(
+    trained: Path, tmp_path: Path, model: str
+) -> None:
+    """Which vLLM's engine starts with, and loads no more."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     base = trained / "base"
-    model = AutoModelForCausalLM.from_pretrained(base)
+    network = AutoModelForCausalLM.from_pretrained(base)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
     adapter = tmp_path / "run" / "checkpoint-5"
-    get_peft_model(model, config).save_pretrained(adapter)
-    wanted = sweep_settings(trained, tmp_path / "store")
+    get_peft_model(network, config).save_pretrained(adapter)
+    wanted = sweep_settings(trained, tmp_path / "store", model=model)
     plan = plan_sweep([tmp_path / "run"], wanted, Hypothetical(flops=1e12))
     weights = (base / "model.safetensors").stat().st_size
     own = (adapter / "adapter_model.safetensors").stat().st_size
     assert plan.checkpoints == 2
-    assert plan.bytes.read == pytest.approx(2 * weights + own)
+    read = 2 * own if model == "vllm" else 2 * weights + own
+    assert plan.bytes.read == pytest.approx(read)
+    made_up = Hypothetical(flops=1e12, parameters=1e6)
+    larger = plan_sweep([tmp_path / "run"], wanted, made_up)
+    assert larger.bytes.read == 2 * 2e6
+    told = [n for n in (*plan.notes, *larger.notes) if "checkpoints are adapters" in n]
+    assert len(told) == (model == "vllm")
     assert plan.model.parameters == shape_of_checkpoint(base).parameters
 
 
