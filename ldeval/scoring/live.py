@@ -89,12 +89,21 @@ def check_live(model: torch.nn.Module) -> None:
             "while it trains. Save checkpoints with full weights and score them with "
             "'ldeval sweep --watch'."
         )
-    config: Any = getattr(model, "config", None)
-    if config is None or getattr(config, "is_encoder_decoder", False):
+    if not _is_causal(model):
         raise UnsupportedBackendError(
             f"{type(model).__name__} is not a causal language model of transformers, "
             "and only such a one can be scored in place."
         )
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether it gives every position's next token: a reward model has no head that
+    does."""
+    config = getattr(model, "config", None)
+    if config is None or getattr(config, "is_encoder_decoder", False):
+        return False
+    head = getattr(model, "get_output_embeddings", lambda: None)
+    return head() is not None
 
 
 def _elsewhere(model: torch.nn.Module) -> str | None:

@@ -14,12 +14,18 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    TrainerCallback,
+)
 
 import ldeval
 from ldeval import ProbeCallback
 from ldeval.errors import MismatchError, StoreError, UnsupportedBackendError
 from ldeval.integrations.live_run import LiveRun, LiveSettings
+from ldeval.scoring.live import check_live
 from ldeval.store import list_steps, load_run, read_manifest, step_folder
 from ldeval.sweep import SweepSettings, sweep
 from tests.tiny import save_tiny
@@ -559,3 +565,18 @@ def test_a_model_that_is_sharded_is_refused_before_training(
     with pytest.raises(UnsupportedBackendError, match="ZeRO-3"):
         run.train()
     assert run.state.global_step == 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_that_gives_no_next_token_is_refused_by_name(
+    model: Path, lora: bool
+) -> None:
+    """As a reward model in training is."""
+    reward = AutoModelForSequenceClassification.from_pretrained(str(model))
+    causal = AutoModelForCausalLM.from_pretrained(str(model))
+    if lora:
+        adapter = LoraConfig(r=4, target_modules=["q_proj"])
+        reward, causal = (get_peft_model(m, adapter) for m in (reward, causal))
+    check_live(causal)
+    with pytest.raises(UnsupportedBackendError, match="not a causal language model"):
+        check_live(reward)
