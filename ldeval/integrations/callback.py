@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 Action = Literal["warn", "stop"]
 PREFIX = "probes"
+_MIXED = ("bfloat16", "float16")
+"""Types in which torch computes beside weights of another."""
 _STATES: Mapping[Truth, float] = {"holds": 1.0, "undecided": 0.0, "does_not_hold": -1.0}
 """Verdicts as the numbers that reporters can draw."""
 
@@ -80,8 +82,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             span, apply_chat_template, system_instruction: as in a sweep.
             initial_model: the folder that ``initial`` responses must come from; None
                 for the one that training starts from.
-            mixed_precision_dtype: compute in it, as in ``--model_args``; None for the
-                precision of the weights.
+            mixed_precision_dtype: compute in it (``bfloat16`` or ``float16``), as in
+                ``--model_args``; None for the precision of the weights.
             objective: what is trained (``sft``, ``dpo`` …), as in ``--objective``.
             on_verdict: what to do once a verdict holds on trained probes: ``warn``, or
                 ``stop`` training, with a checkpoint.
@@ -92,7 +94,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
 
         Raises:
             ProbeError: the probes are malformed.
-            MismatchError: an unknown verdict, action or objective.
+            MismatchError: an unknown verdict, action, objective or type.
         """
         if isinstance(probes, ProbeSet):
             self._probes = probes
@@ -102,7 +104,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             self._probes = self._probes.limited(*limit)
         if every < 1:
             raise MismatchError(f"every={every}; give at least 1 step.")
-        _check_names(on_verdict or {}, objective)
+        _check_names(on_verdict or {}, objective, mixed_precision_dtype)
         self._store, self._name, self._every = place(store), run, every
         self._asked: dict[str, Any] = {
             "span": span,
@@ -335,7 +337,9 @@ def curves(comparison: Comparison) -> dict[str, float]:
     return {name: float(v) for name, v in found.items() if math.isfinite(v)}
 
 
-def _check_names(on_verdict: Mapping[str, str], objective: str | None) -> None:
+def _check_names(
+    on_verdict: Mapping[str, str], objective: str | None, mixed: str | None
+) -> None:
     for name, action in on_verdict.items():
         if name not in VERDICT_NAMES:
             raise MismatchError(
@@ -348,6 +352,11 @@ def _check_names(on_verdict: Mapping[str, str], objective: str | None) -> None:
     if objective is not None and objective not in OBJECTIVES:
         raise MismatchError(
             f"objective {objective!r}. Valid: {', '.join(sorted(OBJECTIVES))}."
+        )
+    if mixed is not None and mixed not in _MIXED:
+        raise MismatchError(
+            f"mixed_precision_dtype {mixed!r}. Valid: {', '.join(_MIXED)}; None for "
+            "the precision of the weights."
         )
 
 

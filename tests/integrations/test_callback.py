@@ -355,6 +355,9 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         callback(tmp_path, on_verdict={"squeezing": "explode"})
     with pytest.raises(MismatchError, match="objective 'ppo'"):
         callback(tmp_path, objective="ppo")
+    for mixed in ("bf16", "float32", torch.bfloat16):
+        with pytest.raises(MismatchError, match="Valid: bfloat16, float16; None"):
+            callback(tmp_path, mixed_precision_dtype=mixed)
     with pytest.raises(MismatchError, match="every=0"):
         callback(tmp_path, every=0)
 
