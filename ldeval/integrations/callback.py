@@ -157,8 +157,12 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             if self._run is not None:
                 self._run.end()  # a training that raised
             self._run = LiveRun(settings)
-            self._run.begin(model, state.global_step)
-            self._score(args, state, control, objects)
+            try:
+                self._run.begin(model, state.global_step)
+                self._score(args, state, control, objects)
+            except BaseException:
+                self._run.end()  # others may write it: there is no training
+                raise
         self._started = time.monotonic() - self.overhead.spent
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:

@@ -25,6 +25,7 @@ import ldeval
 from ldeval import ProbeCallback
 from ldeval.errors import MismatchError, StoreError, UnsupportedBackendError
 from ldeval.integrations.live_run import LiveRun, LiveSettings
+from ldeval.lease import writing
 from ldeval.scoring.live import check_live
 from ldeval.store import list_steps, load_run, read_manifest, step_folder
 from ldeval.sweep import SweepSettings, sweep
@@ -475,6 +476,8 @@ def test_a_first_scoring_that_fails_ends_training_before_it_began(
     with pytest.raises(MismatchError, match="probe_set_hash"):
         run.train()
     assert run.state.global_step == 0
+    with writing(tmp_path / "store" / "run"):  # and no longer holds the run
+        pass
 
 
 def test_a_resumed_run_keeps_what_was_scored_and_sets_lost_steps_aside(
