@@ -148,6 +148,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         self._trainer = _calling_trainer(state)
         self.overhead = Overhead(self._limit)
         self.scored, self.left_out, self.failures = [], [], {}
+        self._told = set()
         self._considered = state.global_step
         if state.is_world_process_zero:
             name = self._name or Path(args.output_dir).resolve().name

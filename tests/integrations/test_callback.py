@@ -329,7 +329,7 @@ def test_a_verdict_stops_training_and_saves_its_checkpoint(
     assert probing.scored == [0, 2]
 
 
-def test_a_verdict_warns_once(
+def test_a_verdict_warns_once_a_training(
     model: Path,
     pairs: Dataset,
     tmp_path: Path,
@@ -340,13 +340,15 @@ def test_a_verdict_warns_once(
         "ldeval.integrations.live_run.LiveRun.compare", _holding("learning")
     )
     probing = callback(tmp_path / "store", every=2, on_verdict={"learning": "warn"})
-    run = trainer(
-        model, tmp_path / "run", pairs, callbacks=[probing], save_strategy="no"
-    )
-    run.train()
-    assert run.state.global_step == 6
-    told = [r for r in caplog.records if "learning holds at step 2" in r.message]
-    assert len(told) == 1
+    for stage in ("one", "two"):
+        run = trainer(
+            model, tmp_path / stage, pairs, callbacks=[probing], save_strategy="no"
+        )
+        run.train()
+        assert run.state.global_step == 6
+        told = [r for r in caplog.records if "learning holds at step 2" in r.message]
+        assert len(told) == 1
+        caplog.clear()
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
