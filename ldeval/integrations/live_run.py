@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from ldeval.scoring.live import (
     LiveModel,
     LiveWeights,
     holds_weights_of,
+    is_trained_adapter,
     is_untrained_adapter,
     live_weights,
     memory_dtype,
@@ -59,6 +60,7 @@ from ldeval.scoring.tables import (
     reference_ids,
 )
 from ldeval.store import (
+    StoredStep,
     list_steps,
     open_run,
     read_manifest,
@@ -89,7 +91,7 @@ class LiveSettings:
     system_instruction: str | None = None
     initial_model: str | None = None
     """Folder of the model that ``initial`` responses must come from; None for the one
-    that training starts from, where it is a folder."""
+    that training starts from, where it, or its base, is a folder."""
     mixed_precision_dtype: str | None = None
     objective: str | None = None
 
@@ -125,14 +127,14 @@ class LiveRun:
         self._take_over()
         self._still_held = self._right.enter_context(writing(self.folder))
         _writing[str(self.folder)] = self
-        self._origin = _origin_weights(self.settings.initial_model, model)
-        self._loaded = _loaded_as(model)
         later = [item for item in list_steps(self.folder) if item.step > step]
         earlier = [
             item
             for item in list_steps(self.folder)
             if item.step <= step and item.complete
         ]
+        self._origin = self._origin_weights(model, step, earlier)
+        self._loaded = _loaded_as(model)
         for item in earlier:
             self._check_alike(read_manifest(item.folder))
         if later:
@@ -149,6 +151,23 @@ class LiveRun:
             first = read_table(earlier[0].folder)
             self._reference = reference_ids(first)
             self._reference_step = first.manifest.step
+
+    def _origin_weights(
+        self, model: Any, step: int, earlier: Sequence[StoredStep]
+    ) -> str | None:
+        """Of the model that ``initial`` responses must come from."""
+        given = self.settings.initial_model
+        folder = _origin_folder(model) if given is None else Path(given)
+        if folder is None:
+            return None
+        check_weights(describe_checkpoint(folder, 0))
+        if given is None and is_trained_adapter(model):
+            # this training goes on with an adapter, or is itself gone on with
+            if step == 0:
+                return live_weights(model).digest
+            if earlier and earlier[0].step == 0:
+                return read_manifest(earlier[0].folder).weights_hash
+        return weights_hash(folder)
 
     def keep_record(self, output_dir: Path) -> None:
         """Bring the record of what was trained when beside the scores.
@@ -302,12 +321,14 @@ class LiveRun:
         backend = scored.backend
         if (backend.name, backend.dtype) in self._floors:
             return None
-        folder = _origin_folder(model) if step == 0 else None
+        # before the first step, the folder that was loaded holds these weights; but of
+        # an adapter that training goes on with, its base's does not
+        begins = step == 0 and not is_trained_adapter(model)
+        folder = _origin_folder(model) if begins else None
         return measure_noise(
             lm,
             self.settings.probes.probes,
             scored,
-            # before the first step, the folder that was loaded holds these weights
             None if folder is None else Checkpoint(str(folder), step),
             self._options,
         )
@@ -370,14 +391,6 @@ def _loaded_as(model: Any) -> dict[str, str]:
         method = getattr(quantized, "quant_method", "unknown")
         found["quantization"] = str(getattr(method, "value", method))
     return found
-
-
-def _origin_weights(given: str | None, model: Any) -> str | None:
-    folder = _origin_folder(model) if given is None else Path(given)
-    if folder is None:
-        return None
-    check_weights(describe_checkpoint(folder, 0))
-    return weights_hash(folder)
 
 
 def _taken_over(folder: Path) -> None:
