@@ -197,22 +197,38 @@ def _record_in_collator(trainer: Any, column: str) -> None:
 
 def _take_out_in_step(trainer: Any, recorder: ExampleRecorder) -> None:
     step = trainer.training_step
+    config = getattr(trainer.model, "config", None)
+    shifted = getattr(
+        trainer,
+        "_loss_shifts_labels",  # transformers tells since its version 5
+        not getattr(config, "is_encoder_decoder", False),
+    )
 
     def training_step(model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
-        recorder.see(inputs.pop(COLUMN), trained_tokens(inputs))
+        recorder.see(inputs.pop(COLUMN), trained_tokens(inputs, shifted=shifted))
         return step(model, inputs, *others, **named)
 
     trainer.training_step = training_step
 
 
-def trained_tokens(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+def trained_tokens(
+    inputs: Mapping[str, Any], *, shifted: bool = True
+) -> torch.Tensor | None:
     """How many tokens of a batch the loss counts, a scalar; None where it is not told.
 
     Labels say so in most trainers, TRL's completion mask in those of preferences.
+
+    Args:
+        inputs: the batch.
+        shifted: whether the loss holds each label against the position before it, so
+            that nothing predicts the first.
     """
     labels, mask = inputs.get("labels"), inputs.get("completion_mask")
+    moved = inputs.get("shift_labels")
+    if isinstance(moved, torch.Tensor):
+        return (moved != IGNORED).sum()
     if isinstance(labels, torch.Tensor):
-        return (labels != IGNORED).sum()
+        return ((labels[..., 1:] if shifted else labels) != IGNORED).sum()
     if isinstance(mask, torch.Tensor):
         return mask.sum()
     return None

@@ -140,6 +140,32 @@ def test_the_tokens_that_the_loss_counts_are_recorded(
     }
 
 
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_the_first_token_of_a_text_is_predicted_by_nothing_and_not_counted(
+    model: Path, tmp_path: Path, padding_free: bool
+) -> None:
+    """Held against what the trainer itself divides the loss by."""
+    data = Dataset.from_list(
+        [{"text": f"number {n} of six", IDS: str(n)} for n in range(6)]
+    )
+    settings = {"padding_free": padding_free, "max_length": None}
+    run = trainer(
+        model, tmp_path / "run", data, "sft", **settings, max_steps=3, save_steps=3
+    )
+    record_examples(run, IDS)
+    counted: list[int] = []
+    loss = run.compute_loss
+
+    def compute_loss(*inputs: Any, **named: Any) -> Any:
+        counted.append(int(named["num_items_in_batch"]))
+        return loss(*inputs, **named)
+
+    run.compute_loss = compute_loss
+    run.train()
+    tokens = read_trained_tokens(tmp_path / "run")
+    assert tokens == dict(enumerate(counted, 1))
+
+
 def test_a_record_without_tokens_has_none(tmp_path: Path) -> None:
     (tmp_path / "trained.jsonl").write_text(
         '{"step": 1, "examples": ["a"], "tokens": 3}\n{"step": 2, "examples": ["a"]}\n'
