@@ -33,7 +33,7 @@ from transformers import TrainerCallback
 
 from ldeval.errors import TrainedRecordError
 from ldeval.files import copy_whole, lenient_json, named, write_whole
-from ldeval.integrations.order import refuse_shuffled
+from ldeval.integrations.order import example_id, refuse_shuffled
 from ldeval.store import TRAINED
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _prepared_column(trainer: Any, ids: str | Sequence[str]) -> str:
             f"{len(ids)} ids were given for {count} rows (after the trainer's own "
             "filters). Put the ids into the dataset as a column and give its name."
         )
-    values = [str(item) for item in ids]
+    values = [example_id(item) for item in ids]
     if hasattr(data, "add_column"):
         trainer.train_dataset = data.add_column(COLUMN, values)
     else:
@@ -138,7 +138,7 @@ class RecordingCollator:
                 raise TrainedRecordError(
                     f"an example has no {self._column!r}: {sorted(example)}"
                 )
-            ids.append(str(example.pop(self._column)))
+            ids.append(example_id(example.pop(self._column)))
             rest.append(example)
         batch = self._inner(rest)
         if not isinstance(batch, Mapping):
