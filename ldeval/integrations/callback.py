@@ -28,6 +28,7 @@ from ldeval.errors import MismatchError
 from ldeval.files import place
 from ldeval.integrations.budget import Overhead
 from ldeval.integrations.live_run import LiveRun, LiveSettings
+from ldeval.integrations.recorder import forget_lost
 from ldeval.probes import ProbeSet, read_probes
 from ldeval.records import OBJECTIVES, VERDICT_NAMES, Comparison, Span, Truth
 from ldeval.scoring.live import check_live, unwrapped
@@ -160,6 +161,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             self._run = LiveRun(settings)
             try:
                 self._run.begin(model, state.global_step)
+                forget_lost(Path(args.output_dir), state.global_step)
                 self._score(args, state, control, objects)
             except BaseException:
                 self._run.end()  # others may write it: there is no training

@@ -27,6 +27,7 @@ from ldeval.checkpoints import (
     weights_hash,
 )
 from ldeval.compare import compare_run
+from ldeval.compare.pairing import noise_floor
 from ldeval.errors import MismatchError, StoreError
 from ldeval.integrations.recorder import copy_records
 from ldeval.lease import writing
@@ -65,7 +66,7 @@ from ldeval.store import (
     open_run,
     read_manifest,
     read_table,
-    read_trained,
+    read_trained_between,
     set_aside,
     step_folder,
     write_table,
@@ -338,13 +339,13 @@ class LiveRun:
         tables = open_run(self.folder)
         if len(tables) < 2:
             return None
-        floors = [t.manifest.noise_floor for t in tables if t.manifest.noise_floor]
+        steps = sorted(table.manifest.step for table in tables)
         objective = self.settings.objective
         return compare_run(
             tables,
             run=self.settings.run,
-            noise_floor=max((floor.nats_per_token for floor in floors), default=None),
-            trained_log=read_trained(self.folder),
+            noise_floor=noise_floor(table.manifest for table in tables),
+            trained_log=read_trained_between(self.folder, steps[0], steps[-1]),
             objective_has_negative=None if objective is None else OBJECTIVES[objective],
             objective=objective,
         )

@@ -297,6 +297,13 @@ def _forget_after(step: int, path: Path) -> None:
     _rewrite(path, [record for record in _lines(path) if record["step"] <= step])
 
 
+def forget_lost(output_dir: Path, step: int) -> None:
+    """Drop what is recorded of steps after one: training that goes on from there, be it
+    recorded or not, does them anew."""
+    for path in (output_dir / FOLDER).glob(RANKS):
+        _forget_after(step, path)
+
+
 def _merge(args: Any) -> None:
     if args.world_size > 1:
         torch.distributed.barrier()

@@ -37,7 +37,11 @@ from ldeval.store.layout import (
 )
 from ldeval.store.manifest import manifest_from_json, manifest_to_json, read_manifest
 from ldeval.store.reading import StoredTable, load_run, open_run, open_table, read_table
-from ldeval.store.trained import read_trained, read_trained_tokens
+from ldeval.store.trained import (
+    read_trained,
+    read_trained_between,
+    read_trained_tokens,
+)
 from ldeval.store.writing import write_parts, write_table
 
 __all__ = [
@@ -57,6 +61,7 @@ __all__ = [
     "read_manifest",
     "read_table",
     "read_trained",
+    "read_trained_between",
     "read_trained_tokens",
     "run_folder",
     "set_aside",

@@ -6,7 +6,8 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ldeval.files import (
@@ -19,6 +20,8 @@ from ldeval.printable import quoted
 from ldeval.store.layout import (
     TRAINED,
 )
+
+log = logging.getLogger(__name__)
 
 
 def read_trained(run: str | Path) -> dict[int, frozenset[str]] | None:
@@ -34,6 +37,37 @@ def read_trained(run: str | Path) -> dict[int, frozenset[str]] | None:
     for step, examples, _ in _trained_lines(path):
         steps[step] = steps.get(step, frozenset()) | examples
     return steps
+
+
+def read_trained_between(
+    run: str | Path, first: int, last: int
+) -> dict[int, frozenset[str]] | None:
+    """What :func:`read_trained` finds, where it tells of every step after ``first`` and
+    up to ``last``. None where one is missing: training that was recorded in part only
+    would read as if the rest of it had trained on nothing.
+
+    Raises:
+        StoreError: when the record is damaged, naming the line.
+    """
+    found = read_trained(run)
+    missing = [] if found is None else missing_steps(found, first, last)
+    if missing:
+        log.warning(
+            "%s: tells nothing of %d of the steps after %d (the first is %d), so what "
+            "was trained on when counts as not known. Record a run from its first step "
+            "to its last (ldeval.record_examples)",
+            place(run) / TRAINED,
+            len(missing),
+            first,
+            missing[0],
+        )
+        return None
+    return found
+
+
+def missing_steps(record: Collection[int], first: int, last: int) -> list[int]:
+    """Steps after ``first`` and up to ``last`` that a record does not tell of."""
+    return [step for step in range(first + 1, last + 1) if step not in record]
 
 
 def read_trained_tokens(run: str | Path) -> dict[int, int] | None:

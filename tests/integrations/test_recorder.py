@@ -380,6 +380,61 @@ def test_diff_reads_who_was_trained_between_two_live_scorings(
     assert {spill.kind for spill in trained.spill} >= {"chosen", "rejected"}
 
 
+@pytest.mark.parametrize("recorded_steps", [(1, 2), (3, 4)])
+def test_what_was_recorded_of_a_part_of_a_run_counts_as_not_known(
+    model: Path,
+    pairs: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recorded_steps: tuple[int, int],
+) -> None:
+    """The rest would count as training on nothing."""
+    store = tmp_path / "store"
+    for last in (2, 4):
+        probing = ProbeCallback(
+            PROBES, store, every=2, limit=(4, 2), apply_chat_template=True
+        )
+        run = trainer(
+            model,
+            tmp_path / "run",
+            pairs,
+            callbacks=[probing],
+            max_steps=last,
+            save_steps=2,
+        )
+        if last in recorded_steps:
+            record_examples(run, IDS)
+        run.train(resume_from_checkpoint=last > 2)
+    assert tuple(read_trained(store / "run") or ()) == recorded_steps
+    comparison = ldeval.diff(store / "run")
+    assert not any(part.spill for part in comparison.cross)
+    missing = {(1, 2): 3, (3, 4): 1}[recorded_steps]
+    assert f"2 of the steps after 0 (the first is {missing})" in caplog.text
+
+
+def test_the_record_of_training_that_was_begun_anew_is_not_taken_for_its_own(
+    model: Path, pairs: Dataset, tmp_path: Path
+) -> None:
+    """Nor is it where the new training is not recorded."""
+    first = trainer(model, tmp_path / "run", pairs, max_steps=2, save_strategy="no")
+    record_examples(first, IDS)
+    first.train()
+    assert list(recorded(tmp_path / "run")) == [1, 2]
+    probing = ProbeCallback(
+        PROBES, tmp_path / "store", every=2, limit=(4, 2), apply_chat_template=True
+    )
+    again = trainer(
+        model,
+        tmp_path / "run",
+        pairs,
+        callbacks=[probing],
+        max_steps=2,
+        save_strategy="no",
+    )
+    again.train()
+    assert not read_trained(tmp_path / "store" / "run")
+
+
 # ----------------------------------------------------------------------------- refusals
 
 
