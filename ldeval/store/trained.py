@@ -35,7 +35,7 @@ def read_trained(run: str | Path) -> dict[int, frozenset[str]] | None:
         return None
     steps: dict[int, frozenset[str]] = {}
     for step, examples, _ in _trained_lines(path):
-        steps[step] = steps.get(step, frozenset()) | examples
+        steps[step] = steps.get(step, frozenset()).union(examples)
     return steps
 
 
@@ -50,24 +50,45 @@ def read_trained_between(
         StoreError: when the record is damaged, naming the line.
     """
     found = read_trained(run)
-    missing = [] if found is None else missing_steps(found, first, last)
-    if missing:
+    count, earliest = (0, 0) if found is None else missing_steps(found, first, last)
+    if count:
         log.warning(
             "%s: tells nothing of %d of the steps after %d (the first is %d), so what "
             "was trained on when counts as not known. Record a run from its first step "
             "to its last (ldeval.record_examples)",
             place(run) / TRAINED,
-            len(missing),
+            count,
             first,
-            missing[0],
+            earliest,
         )
         return None
     return found
 
 
-def missing_steps(record: Collection[int], first: int, last: int) -> list[int]:
-    """Steps after ``first`` and up to ``last`` that a record does not tell of."""
-    return [step for step in range(first + 1, last + 1) if step not in record]
+def missing_steps(record: Collection[int], first: int, last: int) -> tuple[int, int]:
+    """How many of the steps after ``first`` and up to ``last`` a record does not tell
+    of, and the earliest of them; (0, last + 1) where it tells of all."""
+    known = {step for step in record if first < step <= last}
+    earliest = first + 1
+    while earliest in known:
+        earliest += 1
+    return last - first - len(known), earliest
+
+
+def read_trained_counts(run: str | Path) -> dict[int, int] | None:
+    """How many examples each optimizer step trained on; None where it is not known. One
+    that comes twice, as a prompt does whose two responses are trained on, counts twice.
+
+    Raises:
+        StoreError: when the record is damaged, naming the line.
+    """
+    path = place(run) / TRAINED
+    if not path.is_file():
+        return None
+    steps: dict[int, int] = {}
+    for step, examples, _ in _trained_lines(path):
+        steps[step] = steps.get(step, 0) + len(examples)
+    return steps
 
 
 def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
@@ -88,7 +109,7 @@ def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
     return steps
 
 
-def _trained_lines(path: Path) -> Iterator[tuple[int, frozenset[str], int | None]]:
+def _trained_lines(path: Path) -> Iterator[tuple[int, list[str], int | None]]:
     """Step, examples and tokens (if told) of each line."""
     with local_copy(path).open("rb") as handle:
         for number, line in enumerate(handle, 1):
@@ -101,7 +122,7 @@ def _trained_lines(path: Path) -> Iterator[tuple[int, frozenset[str], int | None
                 ids, tokens = record["examples"], record.get("tokens")
                 if not isinstance(ids, list):
                     raise TypeError(f"examples is {type(ids).__name__}, not a list")
-                examples = frozenset(_example_id(item) for item in ids)
+                examples = [_example_id(item) for item in ids]
                 step = _count("step", record["step"])
                 tokens = None if tokens is None else _count("tokens", tokens)
             yield step, examples, tokens
