@@ -41,6 +41,7 @@ from ldeval.records import (
     Manifest,
     Span,
 )
+from ldeval.reuse import Question
 from ldeval.scoring.live import (
     DTYPE_NAMES,
     LiveModel,
@@ -158,16 +159,16 @@ class LiveRun:
     ) -> str | None:
         """Of the model that ``initial`` responses must come from."""
         given = self.settings.initial_model
+        if given is None and step > 0 and earlier:
+            # as it began: to be gone on with, a model may be loaded from a checkpoint
+            began = read_manifest(earlier[0].folder).settings.get("origin_weights")
+            return None if began is None else str(began)
         folder = _origin_folder(model) if given is None else Path(given)
         if folder is None:
             return None
         check_weights(describe_checkpoint(folder, 0))
-        if given is None and is_trained_adapter(model):
-            # this training goes on with an adapter, or is itself gone on with
-            if step == 0:
-                return live_weights(model).digest
-            if earlier and earlier[0].step == 0:
-                return read_manifest(earlier[0].folder).weights_hash
+        if given is None and step == 0 and is_trained_adapter(model):
+            return live_weights(model).digest
         return weights_hash(folder)
 
     def keep_record(self, output_dir: Path) -> None:
@@ -193,17 +194,15 @@ class LiveRun:
             earlier._still_held = functools.partial(_taken_over, self.folder)
 
     def _check_alike(self, manifest: Manifest) -> None:
-        asked = {
-            "probe_set_hash": self.settings.probes.content_hash,
-            "settings": self.asked,
-        }
-        for name, value in asked.items():
-            if getattr(manifest, name) != value:
-                raise MismatchError(
-                    f"{self.folder} holds step {manifest.step} with {name} "
-                    f"{getattr(manifest, name)}, this run has {value}. Give another "
-                    "run name or store, or delete that folder."
-                )
+        hashes = manifest.weights_hash, self.settings.probes.content_hash
+        found = Question(*hashes, self.asked).differs(manifest)
+        if found is not None:
+            name, there, asked = found
+            raise MismatchError(
+                f"{self.folder} holds step {manifest.step} with {name} {there}, this "
+                f"run has {asked}. Give another run name or store, or delete that "
+                "folder."
+            )
         if manifest.noise_floor is not None:
             floor = manifest.noise_floor
             self._floors.add((floor.backend, floor.dtype))

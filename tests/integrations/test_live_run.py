@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ldeval.checkpoints import weights_hash
-from ldeval.errors import StoreError
+from ldeval.errors import MismatchError, StoreError
 from ldeval.integrations.live_run import LiveRun, LiveSettings
 from ldeval.records import Manifest
 from ldeval.store import list_steps, read_manifest, step_folder
@@ -90,3 +90,26 @@ def test_a_new_adapter_has_the_scores_of_its_base(
     first = scored_live(network, model, tmp_path / "store", 0)
     base = weights_hash(model)
     assert (first.weights_hash, first.settings["origin_weights"]) == (base, base)
+
+
+def test_training_is_gone_on_with_from_a_model_loaded_from_its_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """Where it began is known from its first scores; other settings are refused by
+    name."""
+    folder = save_tiny(tmp_path / "base")
+    later = save_tiny(tmp_path / "checkpoint-3", seed=1)
+    store = tmp_path / "store"
+    first = scored_live(AutoModelForCausalLM.from_pretrained(folder), folder, store, 0)
+    network = AutoModelForCausalLM.from_pretrained(later)
+    found = scored_live(network, later, store, 3)
+    assert found.settings == first.settings
+    assert found.settings["origin_weights"] == weights_hash(folder)
+    other = LiveRun(LiveSettings(short_probes(2, 2), store, "run"))
+    with pytest.raises(
+        MismatchError,
+        match=r"settings apply_chat_template=True, this run has "
+        r"apply_chat_template=False\.",
+    ):
+        other.begin(network, 3)
+    other.end()
