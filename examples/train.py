@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ import ldeval
 from ldeval import ProbeCallback, record_examples
 from ldeval.bundled import bundled_probes
 from ldeval.probes import ProbeSet, read_probes, write_probes
+from ldeval.records import KIND_NAMES
 from ldeval.report import write_report
 from ldeval.store import list_steps
 
@@ -61,6 +62,18 @@ class Stage:
     samples: int = 3
     """Responses sampled a prompt, on policy."""
     batch: int = 4
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("objective", self.objective, ("sft", "dpo")),
+            ("pairs", self.pairs, ("data", "on_policy")),
+            *(("train_on", kind, KIND_NAMES) for kind in self.train_on),
+        ):
+            if value not in known:
+                raise ValueError(f"{key} names {value!r}. Known: {', '.join(known)}")
+        for key in ("steps", "probe_every", "batch", "samples"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; give 1 or more")
 
     @property
     def scored(self) -> list[int]:
@@ -92,6 +105,12 @@ class Recipe:
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of every trainer."""
 
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two stages are named {twice[0]!r}; name each otherwise")
+
     @property
     def data(self) -> str:
         """What the probes are, in words."""
@@ -115,24 +134,47 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from TOML; a key that is not known is refused."""
-    record = tomllib.loads(path.read_text(encoding="utf-8"))
-    stages = tuple(_built(Stage, item, path) for item in record.pop("stages"))
-    recipe: Recipe = _built(Recipe, {**record, "stages": stages}, path)
+    """A recipe from TOML; a key that is missing or not known is refused."""
+    record = read_toml(path)
+    items = record.get("stages")
+    if not isinstance(items, list) or not all(isinstance(i, dict) for i in items):
+        sys.exit(f"{path}: give one [[stages]] or more")
+    stages = tuple(built(Stage, item, path) for item in items)
+    recipe: Recipe = built(Recipe, {**record, "stages": stages}, path)
     return recipe
 
 
-def _built(cls: Any, record: dict[str, Any], path: Path) -> Any:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a file holds; the program ends where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{path}: cannot be read ({error})")
+
+
+def built(cls: Any, record: dict[str, Any], path: Path) -> Any:
+    """An object of keys in a file; the program ends where they are not its own."""
     known = [item.name for item in fields(cls)]
     for name in record:
         if name not in known:
             sys.exit(f"{path}: unknown key {name!r}. Known: {', '.join(known)}")
+    for item in fields(cls):
+        if item.default is item.default_factory is MISSING and item.name not in record:
+            sys.exit(f"{path}: no key {item.name!r} of a {cls.__name__.lower()}")
     lists = {k: tuple(v) for k, v in record.items() if isinstance(v, list)}
-    return cls(**{**record, **lists})
+    try:
+        return cls(**{**record, **lists})
+    except (TypeError, ValueError) as error:
+        sys.exit(f"{path}: {error}")
 
 
 def prepared_probes(recipe: Recipe) -> ProbeSet:
     """The recipe's probes, limited and cut as it says."""
+    if not Path(recipe.model).is_dir():
+        sys.exit(
+            f"{recipe.model}: no such folder. Name that of a model (--model), or get "
+            "the demo's: python scripts/get_demo_model.py"
+        )
     named = bundled_probes() if recipe.probes == "bundled" else recipe.probes
     probes = read_probes(named).limited(*recipe.limit)
     if recipe.response_tokens is None:
@@ -160,13 +202,21 @@ def prepared_probes(recipe: Recipe) -> ProbeSet:
 def rows(stage: Stage, probes: ProbeSet) -> Dataset:
     """What a stage trains on: the trained probes, with their ids."""
     found = []
+    kinds = ("chosen", "rejected") if stage.objective == "dpo" else stage.train_on
     for probe in probes:
         if not probe.trained:
             continue
+        for kind in kinds:
+            if kind not in probe.responses:
+                sys.exit(
+                    f"{stage.name} trains on {kind!r}, which probe {probe.probe_id!r} "
+                    "has not. Leave such probes out of the file, or mark them as not "
+                    "trained."
+                )
         if stage.objective == "dpo":
             found.append(example(probe, "dpo"))
             continue
-        for kind in stage.train_on:
+        for kind in kinds:
             own = {"chosen": probe.responses[kind]}
             found.append(example(replace(probe, responses=own), "sft"))
     return Dataset.from_list(found)

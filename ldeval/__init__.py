@@ -126,7 +126,7 @@ def diff(
     from ldeval.files import place
     from ldeval.imported import is_imported, read_levels
     from ldeval.records import OBJECTIVES, GreedyDecodes, ScoreSource
-    from ldeval.store import open_run, read_trained
+    from ldeval.store import open_run, read_trained_between
 
     trained = None
     decodes: Sequence[GreedyDecodes] = ()
@@ -137,7 +137,8 @@ def diff(
             return compare_levels(read_levels(folder))
         tables = open_run(folder)
         name = folder.name
-        trained = read_trained(folder)
+        steps = [table.manifest.step for table in tables]
+        trained = read_trained_between(folder, min(steps), max(steps))
         decodes = run_decodes(folder)
     else:
         tables = list(run)

@@ -33,12 +33,17 @@ class Question:
     probe_set_hash: str
     settings: Mapping[str, Any]
 
-    def differs(self, manifest: Manifest) -> str | None:
-        """The first field in which stored scores answer another question."""
-        for name in ("weights_hash", "probe_set_hash", "settings"):
-            if getattr(manifest, name) != getattr(self, name):
-                return name
-        return None
+    def differs(self, manifest: Manifest) -> tuple[str, str, str] | None:
+        """The first field in which stored scores answer another question, what they
+        have and what is asked; of settings those that differ."""
+        for name in ("weights_hash", "probe_set_hash"):
+            there, asked = getattr(manifest, name), getattr(self, name)
+            if there != asked:
+                return name, there, asked
+        held, wanted = manifest.settings, self.settings
+        if held == wanted:
+            return None
+        return "settings", _differing(held, wanted), _differing(wanted, held)
 
 
 def is_finished(folder: Path, question: Question) -> bool:
@@ -51,12 +56,9 @@ def is_finished(folder: Path, question: Question) -> bool:
         manifest = read_manifest(folder)
     except IncompleteError:
         return False
-    name = question.differs(manifest)
-    if name is not None:
-        there, asked = getattr(manifest, name), getattr(question, name)
-        if name == "settings":
-            held, wanted = manifest.settings, question.settings
-            there, asked = _differing(held, wanted), _differing(wanted, held)
+    found = question.differs(manifest)
+    if found is not None:
+        name, there, asked = found
         raise MismatchError(
             f"{folder} holds scores with {name} {there}, this sweep has {asked}. Ask "
             "for the same, use another --run or --store, or delete that folder."

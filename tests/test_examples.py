@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ldeval.records import Probe, Response
 from ldeval.store import list_runs, load_run, read_trained, step_folder
 from tests.conftest import ROOT
 from tests.tiny import save_tiny
@@ -203,6 +204,8 @@ def test_the_lab_is_refused_where_results_of_other_settings_are(
     (output / "store").mkdir()
     with pytest.raises(WentOnError):  # a seed more
         called("seeds = [0, 1, 2]", "seeds = [0, 1, 2, 3]", *tiny)
+    with pytest.raises(SystemExit, match=r"lab\.toml: unknown key 'batches'"):
+        called("batch = 4", "batches = 8", *tiny)
     with pytest.raises(SystemExit, match="batch: 4 there, 8 now"):
         called("batch = 4", "batch = 8", *tiny)
     other = save_tiny(tmp_path / "other", seed=1)
@@ -228,12 +231,60 @@ def test_dpo_starts_from_the_weights_that_sft_ended_with(
     assert sft[-1].manifest.weights_hash == dpo[0].manifest.weights_hash
 
 
-def test_a_recipe_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed = 0", "sed = 0", "unknown key 'sed'. Known: model, stages"),
+        ("model =", "# model =", "no key 'model' of a recipe"),
+        ("steps = 16", "# steps", "no key 'steps' of a stage"),
+        ("probe_every = 8", "probe_every = 0", "probe_every is 0; give 1 or more"),
+        ("probe_every = 8", 'probe_every = "8"', "'<' not supported"),
+        ('train_on = ["chosen"]', 'train_on = ["won"]', "train_on names 'won'. Known"),
+        ('objective = "dpo"', 'objective = "ipo"', "objective names 'ipo'. Known: sft"),
+        ('pairs = "on_policy"', 'pairs = "onpolicy"', "names 'onpolicy'. Known: data"),
+        ('name = "dpo_on_policy"', 'name = "sft"', "two stages are named 'sft'"),
+        ("[[stages]]", "[[stage]]", "give one [[stages]] or more"),
+        ("[[stages]]", "[[stages", "cannot be read ("),
+    ],
+)
+def test_a_recipe_that_does_not_say_what_to_train_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
+) -> None:
+    """A word that is not known would train something else."""
+    train = imported(monkeypatch, "train", "train_stage")
+    text = (EXAMPLES / "on_policy_dpo.toml").read_text()
+    assert old in text
     path = tmp_path / "wrong.toml"
-    path.write_text((EXAMPLES / "sft.toml").read_text() + "\nstep = 3\n")
-    done = python("train.py", path)
-    assert done.returncode != 0
-    assert "unknown key 'step'" in done.stderr
+    path.write_text(text.replace(old, new))
+    with pytest.raises(SystemExit) as caught:
+        train.read_recipe(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+def test_a_recipe_or_a_model_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = imported(monkeypatch, "train", "train_stage")
+    with pytest.raises(SystemExit, match=r"none\.toml: cannot be read"):
+        train.read_recipe(tmp_path / "none.toml")
+    recipe = train.read_recipe(EXAMPLES / "sft.toml")
+    with pytest.raises(SystemExit, match=r"none: no such folder\. .*get_demo_model"):
+        train.run_recipe(replace(recipe, model=str(tmp_path / "none")), tmp_path)
+
+
+def test_a_probe_without_what_a_stage_trains_on_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = imported(monkeypatch, "train", "train_stage")
+    recipe = train.read_recipe(EXAMPLES / "dpo.toml")
+    probe = Probe("rice", "Rice?", {"chosen": Response("chosen", "Boil it.")}, True)
+    sft, dpo = recipe.stages
+    assert len(train.rows(sft, [probe])) == 1
+    with pytest.raises(
+        SystemExit, match="dpo trains on 'rejected', which probe 'rice'"
+    ):
+        train.rows(dpo, [probe])
 
 
 def lab(model: Path, folder: Path, seeds: list[int]) -> str:

@@ -17,8 +17,10 @@ from ldeval.records import Excluded, Manifest, ScoreTable, TokenScores
 from ldeval.store import (
     list_runs,
     load_run,
+    missing_steps,
     read_table,
     read_trained,
+    read_trained_counts,
     step_folder,
     write_table,
 )
@@ -201,9 +203,20 @@ def test_what_was_trained_is_read_by_step_and_a_bad_line_is_named(
         '{"step": 1, "examples": ["a", "b"]}\n{"step": 2, "examples": ["c"]}\n'
     )
     assert read_trained(tmp_path) == {1: frozenset("ab"), 2: frozenset("c")}
+    with path.open("a") as record:
+        record.write('{"step": 2, "examples": ["c", "c"]}\n')
+    assert read_trained(tmp_path) == {1: frozenset("ab"), 2: frozenset("c")}
+    assert read_trained_counts(tmp_path) == {1: 2, 2: 3}
     path.write_text('{"step": 1, "examples": ["a"]}\n{"step": "x"}\n')
     with pytest.raises(StoreError, match=r"trained.jsonl:2"):
         read_trained(tmp_path)
+
+
+def test_steps_that_a_record_does_not_tell_of_are_counted() -> None:
+    record = (0, 1, 2, 4, 9, 20)
+    assert missing_steps(record, 0, 2) == (0, 3)
+    assert missing_steps(record, 0, 9) == (5, 3)
+    assert missing_steps(record, 9, 10**18) == (10**18 - 9 - 1, 10)
 
 
 @pytest.mark.parametrize("group", [1, 2, 4, 100])

@@ -24,7 +24,7 @@ import numpy as np
 from ldeval.compare.squeeze import OTHERS
 from ldeval.compare.versus import RunInput, compare_runs, welch
 from ldeval.records import Claim, Estimate, Scale, Split, Versus
-from ldeval.store import open_run, read_trained
+from ldeval.store import open_run
 
 ARGMAX = "argmax:rejected"
 SCALES: tuple[Scale, ...] = ("steps", "margin")
@@ -100,7 +100,7 @@ def _side(runs: Sequence[Path], first: int) -> list[RunInput]:
     """All runs of an arm, one of them first: it is paired by prompt, and the others
     hold the scale to what every run reaches."""
     order = [runs[first], *(run for place, run in enumerate(runs) if place != first)]
-    return [RunInput(run.name, open_run(run), read_trained(run)) for run in order]
+    return [RunInput(run.name, open_run(run)) for run in order]
 
 
 def _parts(found: Sequence[Versus], scale: Scale, split: Split) -> list[Part]:

@@ -18,7 +18,6 @@ import json
 import shutil
 import sys
 import time
-import tomllib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evidence import Evidence, gather, markdown
 from same_settings import hold_to, origin
-from train import ROOT, Recipe, Stage, is_scored, prepared_probes, train_stage
+from train import (
+    ROOT,
+    Recipe,
+    Stage,
+    built,
+    is_scored,
+    prepared_probes,
+    read_toml,
+    train_stage,
+)
 
 from ldeval.files import write_together
 from ldeval.probes import ProbeSet
@@ -170,9 +178,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "demo" / "squeezing_lab")
     parser.add_argument("--seeds", type=int, nargs="+")
     options = parser.parse_args()
-    record = tomllib.loads(options.config.read_text(encoding="utf-8"))
-    lists = {k: tuple(v) for k, v in record.items() if isinstance(v, list)}
-    lab = Lab(**{**record, **lists})
+    lab: Lab = built(Lab, read_toml(options.config), options.config)
     if options.model:
         lab = replace(lab, model=options.model)
     if options.seeds:

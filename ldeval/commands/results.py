@@ -288,7 +288,7 @@ def _compare_command(commands: Any) -> None:
 def _opened(run: Path) -> Any:
     from ldeval.compare.versus import RunInput
     from ldeval.imported import is_imported
-    from ldeval.store import open_run, read_trained, read_trained_tokens
+    from ldeval.store import open_run, read_trained_counts, read_trained_tokens
 
     if is_imported(run):
         raise MismatchError(
@@ -296,7 +296,7 @@ def _opened(run: Path) -> Any:
             "runs that were scored; 'ldeval diff' reads each import by itself."
         )
     return RunInput(
-        run.name, open_run(run), read_trained(run), read_trained_tokens(run)
+        run.name, open_run(run), read_trained_counts(run), read_trained_tokens(run)
     )
 
 

@@ -25,7 +25,6 @@ from ldeval.compare.delta import NATS_PER_TOKEN
 from ldeval.compare.digest import Digest, digest
 from ldeval.compare.evidence import SplitEvidence
 from ldeval.compare.pairing import align, check_manifests, noise_floor, usable
-from ldeval.compare.provenance import TrainedLog
 from ldeval.compare.reference import build_reference
 from ldeval.compare.series import Series, end_series, paired
 from ldeval.compare.stats import DISPLAY_LEVEL, REPLICATES, Bootstrap, Float
@@ -43,6 +42,7 @@ from ldeval.records import (
     Versus,
     VersusPoint,
 )
+from ldeval.store import missing_steps
 
 DERIVED = ("argmax:chosen", "argmax:rejected")
 POINTS_AT_MOST = 12
@@ -54,7 +54,8 @@ class RunInput:
 
     name: str
     tables: Sequence[ScoreSource]
-    trained: TrainedLog | None = None
+    examples: Mapping[int, int] | None = None
+    """How many were trained on, by optimizer step; what comes twice counts twice."""
     tokens: Mapping[int, int] | None = None
     """Tokens that the loss counted, by optimizer step."""
 
@@ -65,7 +66,7 @@ class _Run:
 
     name: str
     tables: Sequence[Digest]
-    trained: TrainedLog | None
+    examples: Mapping[int, int] | None
     tokens: Mapping[int, int] | None
     bootstrap: Bootstrap
     limits: Thresholds
@@ -108,12 +109,12 @@ class _Run:
         return Series(each, chosen.changes - rejected.changes).path()
 
     def _examples(self) -> Float:
-        if self.trained is None:
+        if self.examples is None:
             raise MismatchError(
                 f"run {self.name!r} has no record of the examples of each step "
                 "(trained.jsonl). Compare --at steps."
             )
-        return self._total({step: len(ids) for step, ids in self.trained.items()})
+        return self._total(self.examples)
 
     def _tokens(self) -> Float:
         if self.tokens is None:
@@ -125,8 +126,19 @@ class _Run:
         return self._total(self.tokens)
 
     def _total(self, by_step: Mapping[int, int]) -> Float:
-        """[C] the sum over the steps since the first checkpoint."""
-        first = self.tables[0].manifest.step
+        """[C] the sum over the steps since the first checkpoint.
+
+        Raises:
+            MismatchError: steps are missing.
+        """
+        first, last = (self.tables[i].manifest.step for i in (0, -1))
+        count, earliest = missing_steps(by_step, first, last)
+        if count:
+            raise MismatchError(
+                f"run {self.name!r}: its record of examples (trained.jsonl) tells "
+                f"nothing of {count} of the steps after {first} (the first is "
+                f"{earliest}). Compare --at steps."
+            )
         sums = [
             sum(n for step, n in by_step.items() if first < step <= table.manifest.step)
             for table in self.tables
@@ -168,7 +180,7 @@ def compare_runs(
                 check_manifests(reference.manifest, table.manifest, allow_mixed)
             kept = [digest(table, reference).slim() for table in tables]
             runs[-1].append(
-                _Run(item.name, kept, item.trained, item.tokens, bootstrap, limits)
+                _Run(item.name, kept, item.examples, item.tokens, bootstrap, limits)
             )
     return _Versus(runs[0], runs[1], at, limits).found()
 

@@ -28,6 +28,7 @@ from ldeval.errors import MismatchError
 from ldeval.files import place
 from ldeval.integrations.budget import Overhead
 from ldeval.integrations.live_run import LiveRun, LiveSettings
+from ldeval.integrations.recorder import forget_lost
 from ldeval.probes import ProbeSet, read_probes
 from ldeval.records import OBJECTIVES, VERDICT_NAMES, Comparison, Span, Truth
 from ldeval.scoring.live import check_live, unwrapped
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 Action = Literal["warn", "stop"]
 PREFIX = "probes"
+_MIXED = ("bfloat16", "float16")
+"""Types in which torch computes beside weights of another."""
 _STATES: Mapping[Truth, float] = {"holds": 1.0, "undecided": 0.0, "does_not_hold": -1.0}
 """Verdicts as the numbers that reporters can draw."""
 
@@ -80,8 +83,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             span, apply_chat_template, system_instruction: as in a sweep.
             initial_model: the folder that ``initial`` responses must come from; None
                 for the one that training starts from.
-            mixed_precision_dtype: compute in it, as in ``--model_args``; None for the
-                precision of the weights.
+            mixed_precision_dtype: compute in it (``bfloat16`` or ``float16``), as in
+                ``--model_args``; None for the precision of the weights.
             objective: what is trained (``sft``, ``dpo`` …), as in ``--objective``.
             on_verdict: what to do once a verdict holds on trained probes: ``warn``, or
                 ``stop`` training, with a checkpoint.
@@ -92,7 +95,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
 
         Raises:
             ProbeError: the probes are malformed.
-            MismatchError: an unknown verdict, action or objective.
+            MismatchError: an unknown verdict, action, objective or type.
         """
         if isinstance(probes, ProbeSet):
             self._probes = probes
@@ -102,7 +105,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             self._probes = self._probes.limited(*limit)
         if every < 1:
             raise MismatchError(f"every={every}; give at least 1 step.")
-        _check_names(on_verdict or {}, objective)
+        _check_names(on_verdict or {}, objective, mixed_precision_dtype)
         self._store, self._name, self._every = place(store), run, every
         self._asked: dict[str, Any] = {
             "span": span,
@@ -146,6 +149,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
         self._trainer = _calling_trainer(state)
         self.overhead = Overhead(self._limit)
         self.scored, self.left_out, self.failures = [], [], {}
+        self._told = set()
         self._considered = state.global_step
         if state.is_world_process_zero:
             name = self._name or Path(args.output_dir).resolve().name
@@ -155,8 +159,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # untyped
             if self._run is not None:
                 self._run.end()  # a training that raised
             self._run = LiveRun(settings)
-            self._run.begin(model, state.global_step)
-            self._score(args, state, control, objects)
+            try:
+                self._run.begin(model, state.global_step)
+                forget_lost(Path(args.output_dir), state.global_step)
+                self._score(args, state, control, objects)
+            except BaseException:
+                self._run.end()  # others may write it: there is no training
+                raise
         self._started = time.monotonic() - self.overhead.spent
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
@@ -335,7 +344,9 @@ def curves(comparison: Comparison) -> dict[str, float]:
     return {name: float(v) for name, v in found.items() if math.isfinite(v)}
 
 
-def _check_names(on_verdict: Mapping[str, str], objective: str | None) -> None:
+def _check_names(
+    on_verdict: Mapping[str, str], objective: str | None, mixed: str | None
+) -> None:
     for name, action in on_verdict.items():
         if name not in VERDICT_NAMES:
             raise MismatchError(
@@ -348,6 +359,11 @@ def _check_names(on_verdict: Mapping[str, str], objective: str | None) -> None:
     if objective is not None and objective not in OBJECTIVES:
         raise MismatchError(
             f"objective {objective!r}. Valid: {', '.join(sorted(OBJECTIVES))}."
+        )
+    if mixed is not None and mixed not in _MIXED:
+        raise MismatchError(
+            f"mixed_precision_dtype {mixed!r}. Valid: {', '.join(_MIXED)}; None for "
+            "the precision of the weights."
         )
 
 

@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ldeval.checkpoints import (
     weights_hash,
 )
 from ldeval.compare import compare_run
+from ldeval.compare.pairing import noise_floor
 from ldeval.errors import MismatchError, StoreError
 from ldeval.integrations.recorder import copy_records
 from ldeval.lease import writing
@@ -40,11 +41,13 @@ from ldeval.records import (
     Manifest,
     Span,
 )
+from ldeval.reuse import Question
 from ldeval.scoring.live import (
     DTYPE_NAMES,
     LiveModel,
     LiveWeights,
     holds_weights_of,
+    is_trained_adapter,
     is_untrained_adapter,
     live_weights,
     memory_dtype,
@@ -59,11 +62,12 @@ from ldeval.scoring.tables import (
     reference_ids,
 )
 from ldeval.store import (
+    StoredStep,
     list_steps,
     open_run,
     read_manifest,
     read_table,
-    read_trained,
+    read_trained_between,
     set_aside,
     step_folder,
     write_table,
@@ -89,7 +93,7 @@ class LiveSettings:
     system_instruction: str | None = None
     initial_model: str | None = None
     """Folder of the model that ``initial`` responses must come from; None for the one
-    that training starts from, where it is a folder."""
+    that training starts from, where it, or its base, is a folder."""
     mixed_precision_dtype: str | None = None
     objective: str | None = None
 
@@ -125,14 +129,14 @@ class LiveRun:
         self._take_over()
         self._still_held = self._right.enter_context(writing(self.folder))
         _writing[str(self.folder)] = self
-        self._origin = _origin_weights(self.settings.initial_model, model)
-        self._loaded = _loaded_as(model)
         later = [item for item in list_steps(self.folder) if item.step > step]
         earlier = [
             item
             for item in list_steps(self.folder)
             if item.step <= step and item.complete
         ]
+        self._origin = self._origin_weights(model, step, earlier)
+        self._loaded = _loaded_as(model)
         for item in earlier:
             self._check_alike(read_manifest(item.folder))
         if later:
@@ -149,6 +153,23 @@ class LiveRun:
             first = read_table(earlier[0].folder)
             self._reference = reference_ids(first)
             self._reference_step = first.manifest.step
+
+    def _origin_weights(
+        self, model: Any, step: int, earlier: Sequence[StoredStep]
+    ) -> str | None:
+        """Of the model that ``initial`` responses must come from."""
+        given = self.settings.initial_model
+        if given is None and step > 0 and earlier:
+            # as it began: to be gone on with, a model may be loaded from a checkpoint
+            began = read_manifest(earlier[0].folder).settings.get("origin_weights")
+            return None if began is None else str(began)
+        folder = _origin_folder(model) if given is None else Path(given)
+        if folder is None:
+            return None
+        check_weights(describe_checkpoint(folder, 0))
+        if given is None and step == 0 and is_trained_adapter(model):
+            return live_weights(model).digest
+        return weights_hash(folder)
 
     def keep_record(self, output_dir: Path) -> None:
         """Bring the record of what was trained when beside the scores.
@@ -173,17 +194,15 @@ class LiveRun:
             earlier._still_held = functools.partial(_taken_over, self.folder)
 
     def _check_alike(self, manifest: Manifest) -> None:
-        asked = {
-            "probe_set_hash": self.settings.probes.content_hash,
-            "settings": self.asked,
-        }
-        for name, value in asked.items():
-            if getattr(manifest, name) != value:
-                raise MismatchError(
-                    f"{self.folder} holds step {manifest.step} with {name} "
-                    f"{getattr(manifest, name)}, this run has {value}. Give another "
-                    "run name or store, or delete that folder."
-                )
+        hashes = manifest.weights_hash, self.settings.probes.content_hash
+        found = Question(*hashes, self.asked).differs(manifest)
+        if found is not None:
+            name, there, asked = found
+            raise MismatchError(
+                f"{self.folder} holds step {manifest.step} with {name} {there}, this "
+                f"run has {asked}. Give another run name or store, or delete that "
+                "folder."
+            )
         if manifest.noise_floor is not None:
             floor = manifest.noise_floor
             self._floors.add((floor.backend, floor.dtype))
@@ -302,12 +321,14 @@ class LiveRun:
         backend = scored.backend
         if (backend.name, backend.dtype) in self._floors:
             return None
-        folder = _origin_folder(model) if step == 0 else None
+        # before the first step, the folder that was loaded holds these weights; but of
+        # an adapter that training goes on with, its base's does not
+        begins = step == 0 and not is_trained_adapter(model)
+        folder = _origin_folder(model) if begins else None
         return measure_noise(
             lm,
             self.settings.probes.probes,
             scored,
-            # before the first step, the folder that was loaded holds these weights
             None if folder is None else Checkpoint(str(folder), step),
             self._options,
         )
@@ -317,13 +338,13 @@ class LiveRun:
         tables = open_run(self.folder)
         if len(tables) < 2:
             return None
-        floors = [t.manifest.noise_floor for t in tables if t.manifest.noise_floor]
+        steps = sorted(table.manifest.step for table in tables)
         objective = self.settings.objective
         return compare_run(
             tables,
             run=self.settings.run,
-            noise_floor=max((floor.nats_per_token for floor in floors), default=None),
-            trained_log=read_trained(self.folder),
+            noise_floor=noise_floor(table.manifest for table in tables),
+            trained_log=read_trained_between(self.folder, steps[0], steps[-1]),
             objective_has_negative=None if objective is None else OBJECTIVES[objective],
             objective=objective,
         )
@@ -370,14 +391,6 @@ def _loaded_as(model: Any) -> dict[str, str]:
         method = getattr(quantized, "quant_method", "unknown")
         found["quantization"] = str(getattr(method, "value", method))
     return found
-
-
-def _origin_weights(given: str | None, model: Any) -> str | None:
-    folder = _origin_folder(model) if given is None else Path(given)
-    if folder is None:
-        return None
-    check_weights(describe_checkpoint(folder, 0))
-    return weights_hash(folder)
 
 
 def _taken_over(folder: Path) -> None:

@@ -132,7 +132,7 @@ def recompute_examples(
     _check_state(state, settings, len(ids), Path(run))
     steps = {}
     for step, rows in example_order(settings, len(ids), int(state["global_step"])):
-        steps[step] = tuple(str(ids[row]) for row in rows)
+        steps[step] = tuple(example_id(ids[row]) for row in rows)
     _write(Path(run) / TRAINED, steps)
     return steps
 
@@ -151,6 +151,11 @@ def refuse_shuffled(args: Any) -> None:
         )
 
 
+def example_id(value: Any) -> str:
+    """A row's id as text; a number, in a tensor or an array too, is its digits."""
+    return str(value.item() if hasattr(value, "item") else value)
+
+
 def _ids_of(trainer: Any, ids: str | Sequence[str]) -> Sequence[str]:
     """One a row of a trainer's data.
 
@@ -165,7 +170,7 @@ def _ids_of(trainer: Any, ids: str | Sequence[str]) -> Sequence[str]:
         raise TrainedRecordError(
             f"the trainer's data has no column {ids!r}, only {', '.join(columns)}."
         )
-    return list(map(str, trainer.train_dataset[ids]))
+    return list(map(example_id, trainer.train_dataset[ids]))
 
 
 def example_order(

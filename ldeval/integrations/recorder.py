@@ -33,7 +33,7 @@ from transformers import TrainerCallback
 
 from ldeval.errors import TrainedRecordError
 from ldeval.files import copy_whole, lenient_json, named, write_whole
-from ldeval.integrations.order import refuse_shuffled
+from ldeval.integrations.order import example_id, refuse_shuffled
 from ldeval.store import TRAINED
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _prepared_column(trainer: Any, ids: str | Sequence[str]) -> str:
             f"{len(ids)} ids were given for {count} rows (after the trainer's own "
             "filters). Put the ids into the dataset as a column and give its name."
         )
-    values = [str(item) for item in ids]
+    values = [example_id(item) for item in ids]
     if hasattr(data, "add_column"):
         trainer.train_dataset = data.add_column(COLUMN, values)
     else:
@@ -138,7 +138,7 @@ class RecordingCollator:
                 raise TrainedRecordError(
                     f"an example has no {self._column!r}: {sorted(example)}"
                 )
-            ids.append(str(example.pop(self._column)))
+            ids.append(example_id(example.pop(self._column)))
             rest.append(example)
         batch = self._inner(rest)
         if not isinstance(batch, Mapping):
@@ -197,22 +197,38 @@ def _record_in_collator(trainer: Any, column: str) -> None:
 
 def _take_out_in_step(trainer: Any, recorder: ExampleRecorder) -> None:
     step = trainer.training_step
+    config = getattr(trainer.model, "config", None)
+    shifted = getattr(
+        trainer,
+        "_loss_shifts_labels",  # transformers tells since its version 5
+        not getattr(config, "is_encoder_decoder", False),
+    )
 
     def training_step(model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
-        recorder.see(inputs.pop(COLUMN), trained_tokens(inputs))
+        recorder.see(inputs.pop(COLUMN), trained_tokens(inputs, shifted=shifted))
         return step(model, inputs, *others, **named)
 
     trainer.training_step = training_step
 
 
-def trained_tokens(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+def trained_tokens(
+    inputs: Mapping[str, Any], *, shifted: bool = True
+) -> torch.Tensor | None:
     """How many tokens of a batch the loss counts, a scalar; None where it is not told.
 
     Labels say so in most trainers, TRL's completion mask in those of preferences.
+
+    Args:
+        inputs: the batch.
+        shifted: whether the loss holds each label against the position before it, so
+            that nothing predicts the first.
     """
     labels, mask = inputs.get("labels"), inputs.get("completion_mask")
+    moved = inputs.get("shift_labels")
+    if isinstance(moved, torch.Tensor):
+        return (moved != IGNORED).sum()
     if isinstance(labels, torch.Tensor):
-        return (labels != IGNORED).sum()
+        return ((labels[..., 1:] if shifted else labels) != IGNORED).sum()
     if isinstance(mask, torch.Tensor):
         return mask.sum()
     return None
@@ -279,6 +295,13 @@ def _rank(path: Path) -> int:
 def _forget_after(step: int, path: Path) -> None:
     """Drop the lines of training that was lost."""
     _rewrite(path, [record for record in _lines(path) if record["step"] <= step])
+
+
+def forget_lost(output_dir: Path, step: int) -> None:
+    """Drop what is recorded of steps after one: training that goes on from there, be it
+    recorded or not, does them anew."""
+    for path in (output_dir / FOLDER).glob(RANKS):
+        _forget_after(step, path)
 
 
 def _merge(args: Any) -> None:

@@ -89,12 +89,21 @@ def check_live(model: torch.nn.Module) -> None:
             "while it trains. Save checkpoints with full weights and score them with "
             "'ldeval sweep --watch'."
         )
-    config: Any = getattr(model, "config", None)
-    if config is None or getattr(config, "is_encoder_decoder", False):
+    if not _is_causal(model):
         raise UnsupportedBackendError(
             f"{type(model).__name__} is not a causal language model of transformers, "
             "and only such a one can be scored in place."
         )
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether it gives every position's next token: a reward model has no head that
+    does."""
+    config = getattr(model, "config", None)
+    if config is None or getattr(config, "is_encoder_decoder", False):
+        return False
+    head = getattr(model, "get_output_embeddings", lambda: None)
+    return head() is not None
 
 
 def _elsewhere(model: torch.nn.Module) -> str | None:
@@ -293,16 +302,31 @@ def holds_weights_of(model: Any, files: Iterable[Path]) -> bool:
 
 
 def is_untrained_adapter(model: Any) -> bool:
-    """Whether a LoRA adapter still adds nothing, as it begins: its second factors are
-    zero. Other adapters, and other beginnings, are not told."""
-    if not getattr(model, "peft_config", None):
+    """Whether a LoRA adapter still adds nothing, as it begins: the factors that begin
+    as zeros are zero. Other adapters, and other beginnings, are not told."""
+    return _adds_something(model) is False
+
+
+def is_trained_adapter(model: Any) -> bool:
+    """Whether a LoRA adapter that began by adding nothing adds something by now. Other
+    adapters, and other beginnings, are not told."""
+    if not _adds_something(model):
         return False
+    config = model.peft_config[model.active_adapter]
+    return getattr(config, "init_lora_weights", None) in (True, "gaussian")
+
+
+def _adds_something(model: Any) -> bool | None:
+    """None where there is no LoRA adapter. A factor of an embedding that begins as
+    zeros is its first, of any other layer its second."""
+    if not getattr(model, "peft_config", None):
+        return None
     factors = [
         parameter
         for name, parameter in model.named_parameters()
-        if "lora_B" in name or "lora_embedding" in name
+        if "lora_B" in name or "lora_embedding_A" in name
     ]
-    return bool(factors) and not any(bool(factor.any()) for factor in factors)
+    return any(bool(factor.any()) for factor in factors) if factors else None
 
 
 def _saved_state(model: Any) -> dict[str, torch.Tensor]:

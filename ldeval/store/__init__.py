@@ -37,7 +37,13 @@ from ldeval.store.layout import (
 )
 from ldeval.store.manifest import manifest_from_json, manifest_to_json, read_manifest
 from ldeval.store.reading import StoredTable, load_run, open_run, open_table, read_table
-from ldeval.store.trained import read_trained, read_trained_tokens
+from ldeval.store.trained import (
+    missing_steps,
+    read_trained,
+    read_trained_between,
+    read_trained_counts,
+    read_trained_tokens,
+)
 from ldeval.store.writing import write_parts, write_table
 
 __all__ = [
@@ -52,11 +58,14 @@ __all__ = [
     "load_run",
     "manifest_from_json",
     "manifest_to_json",
+    "missing_steps",
     "open_run",
     "open_table",
     "read_manifest",
     "read_table",
     "read_trained",
+    "read_trained_between",
+    "read_trained_counts",
     "read_trained_tokens",
     "run_folder",
     "set_aside",

@@ -6,7 +6,8 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ldeval.files import (
@@ -20,6 +21,8 @@ from ldeval.store.layout import (
     TRAINED,
 )
 
+log = logging.getLogger(__name__)
+
 
 def read_trained(run: str | Path) -> dict[int, frozenset[str]] | None:
     """Which examples each optimizer step trained on; None where it is not known.
@@ -32,7 +35,59 @@ def read_trained(run: str | Path) -> dict[int, frozenset[str]] | None:
         return None
     steps: dict[int, frozenset[str]] = {}
     for step, examples, _ in _trained_lines(path):
-        steps[step] = steps.get(step, frozenset()) | examples
+        steps[step] = steps.get(step, frozenset()).union(examples)
+    return steps
+
+
+def read_trained_between(
+    run: str | Path, first: int, last: int
+) -> dict[int, frozenset[str]] | None:
+    """What :func:`read_trained` finds, where it tells of every step after ``first`` and
+    up to ``last``. None where one is missing: training that was recorded in part only
+    would read as if the rest of it had trained on nothing.
+
+    Raises:
+        StoreError: when the record is damaged, naming the line.
+    """
+    found = read_trained(run)
+    count, earliest = (0, 0) if found is None else missing_steps(found, first, last)
+    if count:
+        log.warning(
+            "%s: tells nothing of %d of the steps after %d (the first is %d), so what "
+            "was trained on when counts as not known. Record a run from its first step "
+            "to its last (ldeval.record_examples)",
+            place(run) / TRAINED,
+            count,
+            first,
+            earliest,
+        )
+        return None
+    return found
+
+
+def missing_steps(record: Collection[int], first: int, last: int) -> tuple[int, int]:
+    """How many of the steps after ``first`` and up to ``last`` a record does not tell
+    of, and the earliest of them; (0, last + 1) where it tells of all."""
+    known = {step for step in record if first < step <= last}
+    earliest = first + 1
+    while earliest in known:
+        earliest += 1
+    return last - first - len(known), earliest
+
+
+def read_trained_counts(run: str | Path) -> dict[int, int] | None:
+    """How many examples each optimizer step trained on; None where it is not known. One
+    that comes twice, as a prompt does whose two responses are trained on, counts twice.
+
+    Raises:
+        StoreError: when the record is damaged, naming the line.
+    """
+    path = place(run) / TRAINED
+    if not path.is_file():
+        return None
+    steps: dict[int, int] = {}
+    for step, examples, _ in _trained_lines(path):
+        steps[step] = steps.get(step, 0) + len(examples)
     return steps
 
 
@@ -54,7 +109,7 @@ def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
     return steps
 
 
-def _trained_lines(path: Path) -> Iterator[tuple[int, frozenset[str], int | None]]:
+def _trained_lines(path: Path) -> Iterator[tuple[int, list[str], int | None]]:
     """Step, examples and tokens (if told) of each line."""
     with local_copy(path).open("rb") as handle:
         for number, line in enumerate(handle, 1):
@@ -67,7 +122,7 @@ def _trained_lines(path: Path) -> Iterator[tuple[int, frozenset[str], int | None
                 ids, tokens = record["examples"], record.get("tokens")
                 if not isinstance(ids, list):
                     raise TypeError(f"examples is {type(ids).__name__}, not a list")
-                examples = frozenset(_example_id(item) for item in ids)
+                examples = [_example_id(item) for item in ids]
                 step = _count("step", record["step"])
                 tokens = None if tokens is None else _count("tokens", tokens)
             yield step, examples, tokens

@@ -136,11 +136,13 @@ def test_examples_need_a_record_of_them(world):
     a = run_of(world, FAST)
     with pytest.raises(MismatchError, match=r"trained\.jsonl"):
         compare_runs([a], [a], at="examples")
-    log = {s: frozenset({f"e{s}", f"f{s}"}) for s in range(1, 21)}
-    a = dataclasses.replace(a, trained=log)
-    double = {s: v | {f"g{s}", f"h{s}"} for s, v in log.items()}
-    b = dataclasses.replace(run_of(world, FAST, seed=3), trained=double)
+    a = dataclasses.replace(a, examples=dict.fromkeys(range(1, 21), 2))
+    double = dict.fromkeys(range(1, 21), 4)
+    b = dataclasses.replace(run_of(world, FAST, seed=3), examples=double)
     assert compare_runs([a], [b], at="examples").reached == 40
+    del double[7]
+    with pytest.raises(MismatchError, match=r"nothing of 1 of the steps .* is 7"):
+        compare_runs([a], [b], at="examples")
 
 
 def test_tokens_need_a_record_of_them(world):

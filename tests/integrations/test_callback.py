@@ -14,12 +14,19 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    TrainerCallback,
+)
 
 import ldeval
 from ldeval import ProbeCallback
 from ldeval.errors import MismatchError, StoreError, UnsupportedBackendError
 from ldeval.integrations.live_run import LiveRun, LiveSettings
+from ldeval.lease import writing
+from ldeval.scoring.live import check_live
 from ldeval.store import list_steps, load_run, read_manifest, step_folder
 from ldeval.sweep import SweepSettings, sweep
 from tests.tiny import save_tiny
@@ -322,7 +329,7 @@ def test_a_verdict_stops_training_and_saves_its_checkpoint(
     assert probing.scored == [0, 2]
 
 
-def test_a_verdict_warns_once(
+def test_a_verdict_warns_once_a_training(
     model: Path,
     pairs: Dataset,
     tmp_path: Path,
@@ -333,13 +340,15 @@ def test_a_verdict_warns_once(
         "ldeval.integrations.live_run.LiveRun.compare", _holding("learning")
     )
     probing = callback(tmp_path / "store", every=2, on_verdict={"learning": "warn"})
-    run = trainer(
-        model, tmp_path / "run", pairs, callbacks=[probing], save_strategy="no"
-    )
-    run.train()
-    assert run.state.global_step == 6
-    told = [r for r in caplog.records if "learning holds at step 2" in r.message]
-    assert len(told) == 1
+    for stage in ("one", "two"):
+        run = trainer(
+            model, tmp_path / stage, pairs, callbacks=[probing], save_strategy="no"
+        )
+        run.train()
+        assert run.state.global_step == 6
+        told = [r for r in caplog.records if "learning holds at step 2" in r.message]
+        assert len(told) == 1
+        caplog.clear()
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
@@ -349,6 +358,9 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         callback(tmp_path, on_verdict={"squeezing": "explode"})
     with pytest.raises(MismatchError, match="objective 'ppo'"):
         callback(tmp_path, objective="ppo")
+    for mixed in ("bf16", "float32", torch.bfloat16):
+        with pytest.raises(MismatchError, match="Valid: bfloat16, float16; None"):
+            callback(tmp_path, mixed_precision_dtype=mixed)
     with pytest.raises(MismatchError, match="every=0"):
         callback(tmp_path, every=0)
 
@@ -466,6 +478,8 @@ def test_a_first_scoring_that_fails_ends_training_before_it_began(
     with pytest.raises(MismatchError, match="probe_set_hash"):
         run.train()
     assert run.state.global_step == 0
+    with writing(tmp_path / "store" / "run"):  # and no longer holds the run
+        pass
 
 
 def test_a_resumed_run_keeps_what_was_scored_and_sets_lost_steps_aside(
@@ -559,3 +573,18 @@ def test_a_model_that_is_sharded_is_refused_before_training(
     with pytest.raises(UnsupportedBackendError, match="ZeRO-3"):
         run.train()
     assert run.state.global_step == 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_that_gives_no_next_token_is_refused_by_name(
+    model: Path, lora: bool
+) -> None:
+    """As a reward model in training is."""
+    reward = AutoModelForSequenceClassification.from_pretrained(str(model))
+    causal = AutoModelForCausalLM.from_pretrained(str(model))
+    if lora:
+        adapter = LoraConfig(r=4, target_modules=["q_proj"])
+        reward, causal = (get_peft_model(m, adapter) for m in (reward, causal))
+    check_live(causal)
+    with pytest.raises(UnsupportedBackendError, match="not a causal language model"):
+        check_live(reward)

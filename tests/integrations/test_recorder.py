@@ -140,6 +140,32 @@ def test_the_tokens_that_the_loss_counts_are_recorded(
     }
 
 
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_the_first_token_of_a_text_is_predicted_by_nothing_and_not_counted(
+    model: Path, tmp_path: Path, padding_free: bool
+) -> None:
+    """Held against what the trainer itself divides the loss by."""
+    data = Dataset.from_list(
+        [{"text": f"number {n} of six", IDS: str(n)} for n in range(6)]
+    )
+    settings = {"padding_free": padding_free, "max_length": None}
+    run = trainer(
+        model, tmp_path / "run", data, "sft", **settings, max_steps=3, save_steps=3
+    )
+    record_examples(run, IDS)
+    counted: list[int] = []
+    loss = run.compute_loss
+
+    def compute_loss(*inputs: Any, **named: Any) -> Any:
+        counted.append(int(named["num_items_in_batch"]))
+        return loss(*inputs, **named)
+
+    run.compute_loss = compute_loss
+    run.train()
+    tokens = read_trained_tokens(tmp_path / "run")
+    assert tokens == dict(enumerate(counted, 1))
+
+
 def test_a_record_without_tokens_has_none(tmp_path: Path) -> None:
     (tmp_path / "trained.jsonl").write_text(
         '{"step": 1, "examples": ["a"], "tokens": 3}\n{"step": 2, "examples": ["a"]}\n'
@@ -207,6 +233,37 @@ def test_a_plain_trainer_and_a_plain_dataset_are_recorded_too(
     assert sorted(i for ids in kept.values() for i in ids) == [
         f"row {n}" for n in range(6)
     ]
+
+
+def test_ids_that_are_numbers_are_their_digits_in_data_of_tensors_too(
+    model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, TrainingArguments
+
+    rows = [
+        {"input_ids": [n + 1] * 5, "labels": [n + 1] * 5, "id": n} for n in range(6)
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_steps=3,
+    )
+    network = AutoModelForCausalLM.from_pretrained(str(model))
+    data = Dataset.from_list(rows).with_format("torch")
+    run = Trainer(network, arguments, train_dataset=data)
+    record_examples(run, "id")
+    run.train()
+    kept = recorded(tmp_path / "run")
+    assert sorted(name for ids in kept.values() for name in ids) == list("012345")
+    fresh = Trainer(network, arguments, train_dataset=data)
+    for ids in ("id", list(data["id"])):
+        (tmp_path / "run" / "trained.jsonl").unlink()
+        recompute_examples(tmp_path / "run", ids, fresh)
+        assert recorded(tmp_path / "run") == kept
 
 
 # ------------------------------------------------------------------- crashes, resuming
@@ -321,6 +378,61 @@ def test_diff_reads_who_was_trained_between_two_live_scorings(
     comparison = ldeval.diff(tmp_path / "store" / "run")
     (trained,) = [c for c in comparison.cross if c.split == "trained"]
     assert {spill.kind for spill in trained.spill} >= {"chosen", "rejected"}
+
+
+@pytest.mark.parametrize("recorded_steps", [(1, 2), (3, 4)])
+def test_what_was_recorded_of_a_part_of_a_run_counts_as_not_known(
+    model: Path,
+    pairs: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recorded_steps: tuple[int, int],
+) -> None:
+    """The rest would count as training on nothing."""
+    store = tmp_path / "store"
+    for last in (2, 4):
+        probing = ProbeCallback(
+            PROBES, store, every=2, limit=(4, 2), apply_chat_template=True
+        )
+        run = trainer(
+            model,
+            tmp_path / "run",
+            pairs,
+            callbacks=[probing],
+            max_steps=last,
+            save_steps=2,
+        )
+        if last in recorded_steps:
+            record_examples(run, IDS)
+        run.train(resume_from_checkpoint=last > 2)
+    assert tuple(read_trained(store / "run") or ()) == recorded_steps
+    comparison = ldeval.diff(store / "run")
+    assert not any(part.spill for part in comparison.cross)
+    missing = {(1, 2): 3, (3, 4): 1}[recorded_steps]
+    assert f"2 of the steps after 0 (the first is {missing})" in caplog.text
+
+
+def test_the_record_of_training_that_was_begun_anew_is_not_taken_for_its_own(
+    model: Path, pairs: Dataset, tmp_path: Path
+) -> None:
+    """Nor is it where the new training is not recorded."""
+    first = trainer(model, tmp_path / "run", pairs, max_steps=2, save_strategy="no")
+    record_examples(first, IDS)
+    first.train()
+    assert list(recorded(tmp_path / "run")) == [1, 2]
+    probing = ProbeCallback(
+        PROBES, tmp_path / "store", every=2, limit=(4, 2), apply_chat_template=True
+    )
+    again = trainer(
+        model,
+        tmp_path / "run",
+        pairs,
+        callbacks=[probing],
+        max_steps=2,
+        save_strategy="no",
+    )
+    again.train()
+    assert not read_trained(tmp_path / "store" / "run")
 
 
 # ----------------------------------------------------------------------------- refusals
