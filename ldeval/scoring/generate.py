@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ldeval.checkpoints import check_weights, describe_checkpoint, weights_hash
 from ldeval.errors import CheckpointError, UnsupportedBackendError
 from ldeval.records import Checkpoint, Probe, Response
-from ldeval.scoring.encode import as_messages, tokenizer_codec
+from ldeval.scoring.encode import as_messages, render, tokenizer_codec
 from ldeval.scoring.models import loading, open_tokenizer, start_model, trusts_code
 
 TEMPERATURE = 0.7
@@ -112,12 +112,11 @@ class InitialSampler:
 
     def _request(self, probe: Probe) -> Request:
         codec = self._codec
-        if codec.render is not None:
-            text = codec.render(as_messages(probe.prompt), True)
-            return Request(text, tuple(codec.encode_rendered(text)), None)
-        if isinstance(probe.prompt, str):
+        if isinstance(probe.prompt, str) and codec.render is None:
             return Request(probe.prompt, tuple(codec.encode(probe.prompt)), None)
-        return Request("", (), None)
+        messages = as_messages(probe.prompt)
+        text = render(codec, messages, f"probe {probe.probe_id!r}", opening=True)
+        return Request(text, tuple(codec.encode_rendered(text)), None)
 
     def _texts(self, requests: Sequence[Request]) -> list[str]:
         if not requests:
