@@ -67,7 +67,7 @@ class EncodedProbe:
     merged: bool
     """Whether tokens merge across the end of the prompt in some response."""
     excluded: tuple[Excluded, ...]
-    """Responses that cannot be scored (too long), with the reason."""
+    """Responses that cannot be scored (too long, say), with the reason."""
 
     def context_hash(self) -> str:
         """Hash of the token ids that every response is scored after."""
@@ -117,10 +117,12 @@ def encode_probe(
     kept: list[EncodedResponse] = []
     excluded: list[Excluded] = []
     for kind, ids in whole.items():
-        stop = len(ids)
-        if span == "no_end":
-            stop = max(common_prefix_length(bare[kind], ids), start)
+        stop, answer = len(ids), bare[kind]
+        if span == "no_end" and answer is not None:
+            stop = max(common_prefix_length(answer, ids), start)
         fault = _fault(len(ids), start, stop, codec.max_length)
+        if span == "no_end" and answer is None:
+            fault = "changed by the chat template, so that its end cannot be told apart"
         if fault is None:
             kept.append(EncodedResponse(kind, tuple(ids), start, stop))
         else:
@@ -137,8 +139,9 @@ def _fault(length: int, start: int, stop: int, limit: int | None) -> str | None:
     return None
 
 
-_Encoded = tuple[list[int], dict[str, list[int]], dict[str, list[int]]]
-"""Prompt ids; by kind, ids of prompt + response with and without its end."""
+_Encoded = tuple[list[int], dict[str, list[int]], Mapping[str, list[int] | None]]
+"""Prompt ids; by kind, ids of prompt + response with and without its end: None where
+it does not stand in what the template made of it."""
 
 
 def _encode_text(
@@ -169,13 +172,16 @@ def _encode_messages(
     whose = f"probe {probe.probe_id!r}"
     messages = as_messages(probe.prompt, system_instruction)
     opening = render(codec, messages, whose, opening=True)
-    whole, bare = {}, {}
+    whole: dict[str, list[int]] = {}
+    bare: dict[str, list[int] | None] = {}
     for kind, text in texts.items():
         answer = {"role": "assistant", "content": text}
         rendered = render(codec, [*messages, answer], whose, opening=False)
         whole[kind] = codec.encode_rendered(rendered)
-        end = rendered.rfind(text.strip()) + len(text.strip())
-        bare[kind] = codec.encode_rendered(rendered[:end])
+        place, end = rendered.rfind(text.strip()), len(text.strip())
+        bare[kind] = (
+            None if place < 0 else codec.encode_rendered(rendered[: place + end])
+        )
     return codec.encode_rendered(opening), whole, bare
 
 

@@ -107,6 +107,20 @@ def test_the_span_without_end_leaves_the_end_out() -> None:
     assert TOKENIZER.decode(chat.ids[chat.start : chat.stop]).strip() == "Because."
 
 
+def test_an_end_that_cannot_be_told_apart_is_excluded_by_name() -> None:
+    # as templates of reasoning models do
+    thought = "{{ message['content'].split('</think>')[-1] }}"
+    template = TEMPLATE.replace("{{ message['content'] }}", thought)
+    codec = tokenizer_codec(tiny_tokenizer(template=template))
+    item = probe([{"role": "user", "content": "Why?"}], rejected="So</think> it is.")
+    encoded = encode_probe(item, codec, span="no_end")
+    assert [r.kind for r in encoded.responses] == ["chosen"]
+    (excluded,) = encoded.excluded
+    assert excluded.kind == "rejected"
+    assert excluded.reason.startswith("changed by the chat template")
+    assert not encode_probe(item, codec).excluded
+
+
 def test_the_templates_tail_belongs_to_the_response() -> None:
     messages = [{"role": "user", "content": "Why?"}]
     response = encode_probe(probe(messages), CODEC).responses[0]
