@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
-from ldeval.commands import store_place
+from ldeval.commands import store_place, whole_number
 from ldeval.commands.distributed import add_ray_options, ray_asked, sweep_with_ray
 from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.output import (
@@ -137,7 +137,11 @@ def _sweep_command(commands: Any) -> None:
     command.add_argument("--system_instruction")
     command.add_argument("--span", choices=["trl", "no_end"], default="trl")
     command.add_argument(
-        "--limit", type=int, nargs=2, metavar=("TRAINED", "HELDOUT"), default=None
+        "--limit",
+        type=whole_number,
+        nargs=2,
+        metavar=("TRAINED", "HELDOUT"),
+        default=None,
     )
     command.add_argument(
         "--greedy",

@@ -138,10 +138,25 @@ def test_what_cannot_be_done_says_why_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     "option",
-    [("--match-length", "0.5"), ("--heldout-fraction", "1.5"), ("--tries", "0")],
+    [
+        ("--match-length", "0.5"),
+        ("--match-length", "nan"),
+        ("--heldout-fraction", "1.5"),
+        ("--heldout-fraction", "some"),
+        ("--limit", "-1", "2"),
+        ("--max-chars", "0"),
+        ("--tries", "0"),
+        ("--retries", "-1"),
+        ("--timeout", "-1"),
+        ("--requests-per-minute", "0"),
+    ],
 )
 def test_an_option_out_of_its_range_is_refused(
-    pairs: Path, option: tuple[str, str]
+    pairs: Path, option: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         run("build", pairs, "-o", "x.jsonl", *option)
+    said = capsys.readouterr().err
+    assert option[0] in said
+    assert option[1] in said
+    assert "invalid _" not in said

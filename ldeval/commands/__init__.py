@@ -28,6 +28,13 @@ def add_command(
     return command
 
 
+def whole_number(text: str) -> int:
+    """The value of an option that counts something, of which there may be none."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of them, e.g. 4")
+    return int(text)
+
+
 def store_place(text: str) -> Path:
     """The value of an option that takes a folder of a store, or its URL."""
     try:

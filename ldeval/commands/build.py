@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.commands import add_command
+from ldeval.commands import add_command, whole_number
 from ldeval.commands.output import say
 from ldeval.files import named, write_whole
 
@@ -60,7 +61,11 @@ def _add_input(group: Any) -> None:
             f"--{name}-field", metavar="NAME", help="dots go deeper: doc.question"
         )
     group.add_argument(
-        "--limit", type=int, nargs=2, metavar=("TRAINED", "HELDOUT"), default=None
+        "--limit",
+        type=whole_number,
+        nargs=2,
+        metavar=("TRAINED", "HELDOUT"),
+        default=None,
     )
     group.add_argument(
         "--sample",
@@ -69,7 +74,7 @@ def _add_input(group: Any) -> None:
     )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument(
-        "--max-chars", type=int, default=20_000, help="longest response (20000)"
+        "--max-chars", type=_positive, default=20_000, help="longest response (20000)"
     )
 
 
@@ -114,9 +119,9 @@ def _add_rephraser(group: Any) -> None:
         "--cache", type=Path, metavar="FILE", help="of answers (OUTPUT.answers.sqlite)"
     )
     group.add_argument("--concurrency", type=_positive, default=8)
-    group.add_argument("--requests-per-minute", type=float)
-    group.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
-    group.add_argument("--retries", type=int, default=6)
+    group.add_argument("--requests-per-minute", type=_amount)
+    group.add_argument("--timeout", type=_amount, default=120.0, metavar="SECONDS")
+    group.add_argument("--retries", type=whole_number, default=6)
     group.add_argument(
         "--tries", type=_positive, default=3, help="answers asked for (3) a response"
     )
@@ -159,22 +164,37 @@ def _add_initial(group: Any) -> None:
     )
 
 
+def _number(text: str) -> float:
+    """NaN where it is none, which is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1)")
     return value
 
 
 def _ratio(text: str) -> float:
-    value = float(text)
-    if value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 1")
+    value = _number(text)
+    if not 1 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 1")
+    return value
+
+
+def _amount(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = whole_number(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
