@@ -136,6 +136,26 @@ def test_what_cannot_be_done_says_why_and_leaves_nothing(
     assert not list(out.parent.glob(".ldeval-*"))
 
 
+def test_no_output_replaces_what_it_is_made_of(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = pairs.read_bytes()
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(before)
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(pairs)
+    for output, arguments in (
+        (pairs, ("build", pairs, *FIELDS)),
+        (link, ("build", pairs, *FIELDS)),
+        (pairs, ("build", other, "--heldout", pairs, *FIELDS)),
+        (pairs, ("import", pairs, "--format", "reference")),
+    ):
+        assert run(*arguments, "-o", output) == 2
+        assert "would be replaced by what is made of it" in capsys.readouterr().err
+        assert pairs.read_bytes() == before
+    assert run("build", other, "-o", tmp_path / "new.jsonl", *FIELDS) == 0
+
+
 @pytest.mark.parametrize(
     "option",
     [

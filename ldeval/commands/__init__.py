@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldeval.errors import LdevalError
+from ldeval.errors import LdevalError, MismatchError
 from ldeval.files import place
 
 Handler = Callable[[argparse.Namespace], int]
@@ -33,6 +33,22 @@ def whole_number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number of them, e.g. 4")
     return int(text)
+
+
+def keep_sources(output: Path, *sources: str | Path | None) -> None:
+    """Refuse an output that would replace what it is made of.
+
+    Raises:
+        MismatchError: the output is one of the sources.
+    """
+    for source in sources:
+        if source is None or not output.exists() or not Path(source).exists():
+            continue
+        if output.samefile(source):
+            raise MismatchError(
+                f"{output}: would be replaced by what is made of it. Give another "
+                "output with -o."
+            )
 
 
 def store_place(text: str) -> Path:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.commands import add_command, whole_number
+from ldeval.commands import add_command, keep_sources, whole_number
 from ldeval.commands.output import say
 from ldeval.files import named, write_whole
 
@@ -209,6 +209,7 @@ def _build(options: argparse.Namespace) -> int:
     from ldeval.report.probe_tables import build_text, usage_text
 
     output: Path = options.output
+    keep_sources(output, options.source, options.heldout, options.sentences)
     with named(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
     prices = None if options.price is None else tuple(options.price)

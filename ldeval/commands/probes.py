@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.bundled import bundled_probes
-from ldeval.commands import add_command, whole_number
+from ldeval.commands import add_command, keep_sources, whole_number
 from ldeval.commands.build import add_build_command
 from ldeval.commands.output import say
 from ldeval.errors import ProbeError
@@ -120,6 +120,7 @@ def _show(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from ldeval.probes import import_reference, write_probes
 
+    keep_sources(options.output, options.file)
     probes, report = import_reference(options.file, trained=not options.heldout)
     write_probes(options.output, probes)
     say(f"{options.output}: {report.probes} probes")
