@@ -119,6 +119,10 @@ def test_initial_is_sampled_by_a_given_checkpoint(pairs: Path, tmp_path: Path) -
         (("build", "{pairs}", *FIELDS, "--sentences", "no.txt"), "cannot be read"),
         (("build", "{pairs}", *FIELDS, "--rephraser", "http://127.0.0.1:9/v1",
           "--rephraser-model", "m", "--length-band", "1.5", "2"), "must hold 1"),
+        (("build", "{pairs}", *FIELDS, "--rephraser-model", "m", "--retry-refused"),
+         "--rephraser-model, --retry-refused without --rephraser"),
+        (("build", "{pairs}", *FIELDS, "--initial-greedy", "--initial-tokens", "9"),
+         "--initial-greedy, --initial-tokens without --initial-model"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_says_why_and_leaves_nothing(

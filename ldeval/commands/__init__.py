@@ -28,6 +28,23 @@ def add_command(
     return command
 
 
+class Noted(argparse.Action):
+    """Stores a value, and in ``given`` that the option was given; of a flag, which has
+    ``nargs=0``, its ``const``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Called by argparse for each time that the option is given."""
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+        before = getattr(namespace, "given", ())
+        namespace.given = (*before, self.option_strings[0])
+
+
 def whole_number(text: str) -> int:
     """The value of an option that counts something, of which there may be none."""
     if not text.isdecimal():
