@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,8 +38,8 @@ from ldeval.logs import start_logging
 from ldeval.records import OBJECTIVES
 
 
-def run() -> NoReturn:
-    """The program: :func:`main`, and out.
+def run(program: Callable[[], int] | None = None) -> NoReturn:
+    """The program: :func:`main`, or a script that prints as it does, and out.
 
     Once vLLM has been loaded, threads of its libraries can abort the interpreter while
     it shuts down ("terminate called without an active exception"), which would turn a
@@ -48,7 +48,7 @@ def run() -> NoReturn:
     """
     sys.excepthook = print_traceback
     try:
-        status = main()
+        status = (program or main)()
         try:
             flush_output()
         except LdevalError as error:
