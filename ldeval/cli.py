@@ -12,13 +12,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ldeval.bundled import bundled_probes, tasks_folder
 from ldeval.commands import add_command as _add
-from ldeval.commands import local_name, local_path, store_place
+from ldeval.commands import local_name, local_path, store_place, whole_number
 from ldeval.commands.distributed import add_ray_options, ray_asked, sweep_with_ray
 from ldeval.commands.dynamics import add_dynamics_commands
 from ldeval.commands.output import (
@@ -38,8 +38,8 @@ from ldeval.logs import start_logging
 from ldeval.records import OBJECTIVES
 
 
-def run() -> NoReturn:
-    """The program: :func:`main`, and out.
+def run(program: Callable[[], int] | None = None) -> NoReturn:
+    """The program: :func:`main`, or a script that prints as it does, and out.
 
     Once vLLM has been loaded, threads of its libraries can abort the interpreter while
     it shuts down ("terminate called without an active exception"), which would turn a
@@ -48,7 +48,7 @@ def run() -> NoReturn:
     """
     sys.excepthook = print_traceback
     try:
-        status = main()
+        status = (program or main)()
         try:
             flush_output()
         except LdevalError as error:
@@ -142,7 +142,11 @@ def _sweep_command(commands: Any) -> None:
     command.add_argument("--system_instruction")
     command.add_argument("--span", choices=["trl", "no_end"], default="trl")
     command.add_argument(
-        "--limit", type=int, nargs=2, metavar=("TRAINED", "HELDOUT"), default=None
+        "--limit",
+        type=whole_number,
+        nargs=2,
+        metavar=("TRAINED", "HELDOUT"),
+        default=None,
     )
     command.add_argument(
         "--greedy",

@@ -77,7 +77,7 @@ class ProbeTask(Task):  # type: ignore[misc]  # lm_eval is untyped
         config: the task's YAML: ``task``, ``kind``, ``metadata``.
 
         Raises:
-            ProbeError: when the probe file is malformed.
+            ProbeError: when the probe file is malformed, or a setting is unknown.
         """
         request.install()
         settings = dict(config)
@@ -90,8 +90,21 @@ class ProbeTask(Task):  # type: ignore[misc]  # lm_eval is untyped
                 remedy=f"Valid kinds: {', '.join(KIND_NAMES)}.",
             )
         metadata = dict(settings.get("metadata") or {})
-        self.span = str(metadata.get("span", "trl"))
-        self.top_k = int(metadata.get("top_k", TOP_K))
+        self.span = metadata.get("span", "trl")
+        top_k = metadata.get("top_k", TOP_K)
+        if self.span not in ("trl", "no_end"):
+            raise ProbeError(
+                f"is {self.span!r}.",
+                field="metadata.span",
+                remedy="Valid: 'trl', 'no_end'.",
+            )
+        if not str(top_k).isdecimal() or int(top_k) < 1:
+            raise ProbeError(
+                f"is {top_k!r}.",
+                field="metadata.top_k",
+                remedy=f"Give a whole number above 0, e.g. {TOP_K}.",
+            )
+        self.top_k = int(top_k)
         path = probe_file(metadata)
         files = dataset_files(path) if is_dataset(path) else [path]
         stamp = max(f.stat().st_mtime_ns if f.exists() else 0 for f in files)

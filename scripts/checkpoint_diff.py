@@ -9,11 +9,12 @@ two plain `lm_eval --tasks ldyn_probes --log_samples` runs.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ldeval.cli import main as ldeval_main
+from ldeval.cli import run
+from ldeval.commands.output import complain, say
 from ldeval.compare import compare_run
 from ldeval.errors import LdevalError
 from ldeval.report import print_summary
@@ -35,12 +36,12 @@ def main() -> int:
             for number, table in enumerate(map(read_table, vars(options).values()))
         ]
         names = f"{options.before} to {options.after}"
-        print(print_summary(compare_run(tables, run=names)))
+        say(print_summary(compare_run(tables, run=names)))
     except LdevalError as error:
-        print(f"checkpoint_diff: error: {error}", file=sys.stderr)
+        complain(f"checkpoint_diff: error: {error}")
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -218,6 +218,9 @@ def test_checkpoint_diff_keeps_the_order_it_is_given(
     monkeypatch.setattr(sys, "argv", ["x", str(store / "run" / "step_9"), "b"])
     assert checkpoint_diff.main() == 2
     assert "never finished" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["x", str(store / "step_\x1b[31m"), "b"])
+    assert checkpoint_diff.main() == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_a_base_install_lists_validates_compares_and_reports(
@@ -277,4 +280,16 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     said = shown.stderr.read()
     assert shown.wait() == 141
     assert b"Traceback" not in said
+    assert b"BrokenPipe" not in said
+
+
+def test_nor_is_one_of_the_checkpoint_diff(store: Path) -> None:
+    folders = [str(step_folder(store, "run", step)) for step in (0, 20)]
+    command = [sys.executable, "scripts/checkpoint_diff.py", *folders]
+    shown = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert shown.stdout is not None
+    assert shown.stderr is not None
+    shown.stdout.close()
+    said = shown.stderr.read()
+    assert shown.wait() == 141
     assert b"BrokenPipe" not in said

@@ -187,6 +187,23 @@ def test_the_variable_names_the_probe_file(
         ProbeTask(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_k", 0),
+        ("top_k", "few"),
+        ("top_k", 2.5),
+        ("span", "lm_eval"),
+        ("span", None),
+    ],
+)
+def test_a_setting_that_no_task_takes_is_refused_before_any_work(
+    name: str, value: object
+) -> None:
+    with pytest.raises(ProbeError, match=rf"'metadata.{name}': is {value!r}"):
+        ProbeTask({"task": "x", "kind": "chosen", "metadata": {name: value}})
+
+
 def test_few_shot_examples_are_refused(tiny: Path) -> None:
     with pytest.raises(ProbeError, match="takes no few-shot examples, 2 were"):
         evaluate(open_hf(tiny), ["ldyn_chosen"], limit=1, num_fewshot=2)

@@ -119,6 +119,10 @@ def test_initial_is_sampled_by_a_given_checkpoint(pairs: Path, tmp_path: Path) -
         (("build", "{pairs}", *FIELDS, "--sentences", "no.txt"), "cannot be read"),
         (("build", "{pairs}", *FIELDS, "--rephraser", "http://127.0.0.1:9/v1",
           "--rephraser-model", "m", "--length-band", "1.5", "2"), "must hold 1"),
+        (("build", "{pairs}", *FIELDS, "--rephraser-model", "m", "--retry-refused"),
+         "--rephraser-model, --retry-refused without --rephraser"),
+        (("build", "{pairs}", *FIELDS, "--initial-greedy", "--initial-tokens", "9"),
+         "--initial-greedy, --initial-tokens without --initial-model"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_says_why_and_leaves_nothing(
@@ -136,12 +140,47 @@ def test_what_cannot_be_done_says_why_and_leaves_nothing(
     assert not list(out.parent.glob(".ldeval-*"))
 
 
+def test_no_output_replaces_what_it_is_made_of(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = pairs.read_bytes()
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(before)
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(pairs)
+    for output, arguments in (
+        (pairs, ("build", pairs, *FIELDS)),
+        (link, ("build", pairs, *FIELDS)),
+        (pairs, ("build", other, "--heldout", pairs, *FIELDS)),
+        (pairs, ("import", pairs, "--format", "reference")),
+    ):
+        assert run(*arguments, "-o", output) == 2
+        assert "would be replaced by what is made of it" in capsys.readouterr().err
+        assert pairs.read_bytes() == before
+    assert run("build", other, "-o", tmp_path / "new.jsonl", *FIELDS) == 0
+
+
 @pytest.mark.parametrize(
     "option",
-    [("--match-length", "0.5"), ("--heldout-fraction", "1.5"), ("--tries", "0")],
+    [
+        ("--match-length", "0.5"),
+        ("--match-length", "nan"),
+        ("--heldout-fraction", "1.5"),
+        ("--heldout-fraction", "some"),
+        ("--limit", "-1", "2"),
+        ("--max-chars", "0"),
+        ("--tries", "0"),
+        ("--retries", "-1"),
+        ("--timeout", "-1"),
+        ("--requests-per-minute", "0"),
+    ],
 )
 def test_an_option_out_of_its_range_is_refused(
-    pairs: Path, option: tuple[str, str]
+    pairs: Path, option: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         run("build", pairs, "-o", "x.jsonl", *option)
+    said = capsys.readouterr().err
+    assert option[0] in said
+    assert option[1] in said
+    assert "invalid _" not in said

@@ -606,6 +606,17 @@ def test_a_setting_that_no_checkpoint_can_be_scored_with_ends_the_sweep(
         sweep(trained / "run", sweep_settings(trained, tmp_path, model="hff"))
 
 
+@pytest.mark.parametrize(
+    "mistake", [{"dtyp": "float32"}, {"dtype": "float99"}], ids=["name", "value"]
+)
+def test_an_argument_that_nothing_takes_ends_the_sweep_by_name(
+    trained: Path, tmp_path: Path, mistake: dict[str, str]
+) -> None:
+    settings = sweep_settings(trained, tmp_path, model_args={**ARGS, **mistake})
+    with pytest.raises(UnsupportedBackendError, match=r"dtyp|float99"):
+        sweep(trained / "run", settings)
+
+
 def test_a_checkpoint_that_is_deleted_while_it_is_scored_is_scored(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

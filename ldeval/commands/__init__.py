@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldeval.errors import LdevalError
+from ldeval.errors import LdevalError, MismatchError
 from ldeval.files import place
 from ldeval.redact import redact_url
 
@@ -43,6 +43,46 @@ def local_name(text: str) -> str:
 def local_path(text: str) -> Path:
     """As :func:`local_name`, as a path."""
     return Path(local_name(text))
+
+
+class Noted(argparse.Action):
+    """Stores a value, and in ``given`` that the option was given; of a flag, which has
+    ``nargs=0``, its ``const``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Called by argparse for each time that the option is given."""
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+        before = getattr(namespace, "given", ())
+        namespace.given = (*before, self.option_strings[0])
+
+
+def whole_number(text: str) -> int:
+    """The value of an option that counts something, of which there may be none."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of them, e.g. 4")
+    return int(text)
+
+
+def keep_sources(output: Path, *sources: str | Path | None) -> None:
+    """Refuse an output that would replace what it is made of.
+
+    Raises:
+        MismatchError: the output is one of the sources.
+    """
+    for source in sources:
+        if source is None or not output.exists() or not Path(source).exists():
+            continue
+        if output.samefile(source):
+            raise MismatchError(
+                f"{output}: would be replaced by what is made of it. Give another "
+                "output with -o."
+            )
 
 
 def store_place(text: str) -> Path:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.commands import add_command
+from ldeval.commands import Noted, add_command, keep_sources, whole_number
 from ldeval.commands.output import say
+from ldeval.errors import MismatchError
 from ldeval.files import named, write_whole
 
 if TYPE_CHECKING:  # heavy to import: only for the types
@@ -60,7 +63,11 @@ def _add_input(group: Any) -> None:
             f"--{name}-field", metavar="NAME", help="dots go deeper: doc.question"
         )
     group.add_argument(
-        "--limit", type=int, nargs=2, metavar=("TRAINED", "HELDOUT"), default=None
+        "--limit",
+        type=whole_number,
+        nargs=2,
+        metavar=("TRAINED", "HELDOUT"),
+        default=None,
     )
     group.add_argument(
         "--sample",
@@ -69,7 +76,7 @@ def _add_input(group: Any) -> None:
     )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument(
-        "--max-chars", type=int, default=20_000, help="longest response (20000)"
+        "--max-chars", type=_positive, default=20_000, help="longest response (20000)"
     )
 
 
@@ -97,84 +104,120 @@ def _add_offline(group: Any) -> None:
 
 def _add_rephraser(group: Any) -> None:
     group.add_argument("--rephraser", metavar="URL", help="OpenAI-compatible, …/v1")
-    group.add_argument("--rephraser-model", metavar="NAME")
-    group.add_argument(
+    add = partial(group.add_argument, action=Noted)
+    add("--rephraser-model", metavar="NAME")
+    add(
         "--rephraser-key",
         default="OPENAI_API_KEY",
         metavar="VARIABLE",
         help="environment variable that holds the key",
     )
-    group.add_argument(
+    add(
         "--instructions",
         type=Path,
         metavar="TOML",
         help="other instructions: system, semantic, format, random_sentence",
     )
-    group.add_argument(
-        "--cache", type=Path, metavar="FILE", help="of answers (OUTPUT.answers.sqlite)"
-    )
-    group.add_argument("--concurrency", type=_positive, default=8)
-    group.add_argument("--requests-per-minute", type=float)
-    group.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
-    group.add_argument("--retries", type=int, default=6)
-    group.add_argument(
-        "--tries", type=_positive, default=3, help="answers asked for (3) a response"
-    )
-    group.add_argument(
+    add("--cache", type=Path, metavar="FILE", help="of answers (OUTPUT.answers.sqlite)")
+    add("--concurrency", type=_positive, default=8)
+    add("--requests-per-minute", type=_amount)
+    add("--timeout", type=_amount, default=120.0, metavar="SECONDS")
+    add("--retries", type=whole_number, default=6)
+    add("--tries", type=_positive, default=3, help="answers asked for (3) a response")
+    add(
         "--retry-refused",
-        action="store_true",
+        nargs=0,
+        const=True,
+        default=False,
         help="ask again what the endpoint refused (status 400) in an earlier run",
     )
-    group.add_argument("--temperature", type=float, default=0.7)
-    group.add_argument("--min-distance", type=float, default=0.1)
-    group.add_argument(
+    add("--temperature", type=float, default=0.7)
+    add("--min-distance", type=float, default=0.1)
+    add(
         "--length-band",
         type=float,
         nargs=2,
         default=(0.5, 2.0),
         metavar=("LOW", "HIGH"),
     )
-    group.add_argument(
+    add(
         "--price",
         type=float,
         nargs=2,
         metavar=("IN", "OUT"),
         help="per million tokens, to show the cost",
     )
-    group.add_argument("--embedding-model", metavar="NAME", help="scores similarity")
-    group.add_argument("--embedding-url", metavar="URL", help="default: --rephraser")
+    add("--embedding-model", metavar="NAME", help="scores similarity")
+    add("--embedding-url", metavar="URL", help="default: --rephraser")
 
 
 def _add_initial(group: Any) -> None:
     group.add_argument(
         "--initial-model", metavar="DIR", help="the model before training"
     )
-    group.add_argument("--initial-backend", default="hf", help="harness model type")
-    group.add_argument("--initial-args", default="", help="its --model_args")
-    group.add_argument("--initial-tokens", type=_positive, default=128)
-    group.add_argument(
+    add = partial(group.add_argument, action=Noted)
+    add("--initial-backend", default="hf", help="harness model type")
+    add("--initial-args", default="", help="its --model_args")
+    add("--initial-tokens", type=_positive, default=128)
+    add(
         "--initial-greedy",
-        action="store_true",
+        nargs=0,
+        const=True,
+        default=False,
         help="keep the greedy response as well, in meta.initial_greedy",
     )
 
 
+def _check_given(options: argparse.Namespace) -> None:
+    """Refuse options that would have no effect: the model that they are of is missing.
+
+    Raises:
+        MismatchError: naming them, and what is missing.
+    """
+    given = getattr(options, "given", ())
+    initial = [name for name in given if name.startswith("--initial-")]
+    for names, needed, model in (
+        ([n for n in given if n not in initial], "--rephraser", options.rephraser),
+        (initial, "--initial-model", options.initial_model),
+    ):
+        if names and model is None:
+            raise MismatchError(
+                f"{', '.join(names)} without {needed}, which would have no effect. Add "
+                f"{needed}, or leave it out."
+            )
+
+
+def _number(text: str) -> float:
+    """NaN where it is none, which is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1)")
     return value
 
 
 def _ratio(text: str) -> float:
-    value = float(text)
-    if value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 1")
+    value = _number(text)
+    if not 1 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 1")
+    return value
+
+
+def _amount(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = whole_number(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
@@ -189,6 +232,8 @@ def _build(options: argparse.Namespace) -> int:
     from ldeval.report.probe_tables import build_text, usage_text
 
     output: Path = options.output
+    _check_given(options)
+    keep_sources(output, options.source, options.heldout, options.sentences)
     with named(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
     prices = None if options.price is None else tuple(options.price)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldeval.commands import Noted
 from ldeval.errors import MismatchError, UnsupportedBackendError
 
 if TYPE_CHECKING:
@@ -26,21 +27,21 @@ def add_ray_options(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--ray-workers",
-        action=_OfRay,
+        action=Noted,
         type=_count,
         metavar="N",
         help="default: all that have room",
     )
     group.add_argument(
         "--ray-shards",
-        action=_OfRay,
+        action=Noted,
         type=_count,
         metavar="N",
         help="default: one a worker",
     )
     group.add_argument(
         "--ray-cpus",
-        action=_OfRay,
+        action=Noted,
         type=_amount,
         default=1.0,
         metavar="N",
@@ -48,34 +49,19 @@ def add_ray_options(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--ray-gpus",
-        action=_OfRay,
+        action=Noted,
         type=_gpus,
         metavar="N",
         help="for each worker (default: 1 where the cluster has any)",
     )
     group.add_argument(
         "--ray-retries",
-        action=_OfRay,
+        action=Noted,
         type=_retries,
         default=3,
         metavar="N",
         help="how often a shard is given out again after its worker was lost",
     )
-
-
-class _OfRay(argparse.Action):
-    """Stores a value, and in ``of_ray`` that it was given."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, values)
-        given = getattr(namespace, "of_ray", ())
-        namespace.of_ray = (*given, self.option_strings[0])
 
 
 def ray_asked(options: argparse.Namespace) -> bool:
@@ -84,7 +70,7 @@ def ray_asked(options: argparse.Namespace) -> bool:
     Raises:
         MismatchError: for options of Ray without it, where nothing is planned either.
     """
-    given = getattr(options, "of_ray", ())
+    given = getattr(options, "given", ())
     if given and options.ray is None and not options.plan:
         raise MismatchError(
             f"{', '.join(given)} without --ray, which would score on this machine in "

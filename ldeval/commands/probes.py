@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldeval.bundled import bundled_probes
-from ldeval.commands import add_command
+from ldeval.commands import add_command, keep_sources, whole_number
 from ldeval.commands.build import add_build_command
 from ldeval.commands.output import say
 from ldeval.errors import ProbeError
@@ -46,7 +46,9 @@ def add_probes_commands(commands: Any) -> None:
     command = add_command(sub, "show", _show, "print probes")
     command.add_argument("file", type=Path, nargs="?")
     command.add_argument("--id", help="only this probe")
-    command.add_argument("-n", type=int, default=1, help="how many (default 1)")
+    command.add_argument(
+        "-n", type=whole_number, default=1, help="how many (default 1)"
+    )
     command = add_command(sub, "import", _import, "convert a probe file of others")
     command.add_argument("file", type=Path)
     command.add_argument("--format", choices=["reference"], required=True)
@@ -118,6 +120,7 @@ def _show(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from ldeval.probes import import_reference, write_probes
 
+    keep_sources(options.output, options.file)
     probes, report = import_reference(options.file, trained=not options.heldout)
     write_probes(options.output, probes)
     say(f"{options.output}: {report.probes} probes")

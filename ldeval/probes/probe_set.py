@@ -69,7 +69,11 @@ class ProbeSet:
 
     def limited(self, trained: int | None, heldout: int | None) -> ProbeSet:
         """The first ``trained`` trained and the first ``heldout`` held-out probes, in
-        file order; None keeps all of that split."""
+        file order; None keeps all of that split.
+
+        Raises:
+            ProbeError: none is left.
+        """
         left = {True: trained, False: heldout}
         kept: list[Probe] = []
         for probe in self.probes:
@@ -79,6 +83,14 @@ class ProbeSet:
             elif room > 0:
                 left[probe.trained] = room - 1
                 kept.append(probe)
+        if not kept:
+            here = sum(probe.trained for probe in self.probes)
+            raise ProbeError(
+                f"has no probe within a limit of {trained} trained and {heldout} "
+                f"held-out ones: it has {here} and {len(self) - here}.",
+                path=self.path,
+                remedy="Give another limit.",
+            )
         return replace(self, probes=tuple(kept))
 
 

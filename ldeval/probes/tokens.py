@@ -58,6 +58,10 @@ def token_counter(folder: str | Path | None = None) -> TokenCounter:
             remedy="Save the tokenizer again.",
         ) from error
 
+    # a tokenizer that was saved while it trained may cut texts, or fill them up
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 

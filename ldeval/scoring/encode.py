@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ldeval.errors import ProbeError, ScoringError, UnsupportedBackendError
 from ldeval.records import KIND_NAMES, Excluded, Message, Probe, Span
 
@@ -65,7 +67,7 @@ class EncodedProbe:
     merged: bool
     """Whether tokens merge across the end of the prompt in some response."""
     excluded: tuple[Excluded, ...]
-    """Responses that cannot be scored (too long), with the reason."""
+    """Responses that cannot be scored (too long, say), with the reason."""
 
     def context_hash(self) -> str:
         """Hash of the token ids that every response is scored after."""
@@ -88,7 +90,8 @@ def encode_probe(
             the template or the end token adds after the answer.
 
     Raises:
-        UnsupportedBackendError: when a template is needed and the tokenizer has none.
+        UnsupportedBackendError: when a template is needed and the tokenizer has none,
+            or one that refuses the messages.
         ProbeError: when the prompt leaves nothing to predict the first token from.
     """
     if span not in ("trl", "no_end"):
@@ -114,10 +117,12 @@ def encode_probe(
     kept: list[EncodedResponse] = []
     excluded: list[Excluded] = []
     for kind, ids in whole.items():
-        stop = len(ids)
-        if span == "no_end":
-            stop = max(common_prefix_length(bare[kind], ids), start)
+        stop, answer = len(ids), bare[kind]
+        if span == "no_end" and answer is not None:
+            stop = max(common_prefix_length(answer, ids), start)
         fault = _fault(len(ids), start, stop, codec.max_length)
+        if span == "no_end" and answer is None:
+            fault = "changed by the chat template, so that its end cannot be told apart"
         if fault is None:
             kept.append(EncodedResponse(kind, tuple(ids), start, stop))
         else:
@@ -134,8 +139,9 @@ def _fault(length: int, start: int, stop: int, limit: int | None) -> str | None:
     return None
 
 
-_Encoded = tuple[list[int], dict[str, list[int]], dict[str, list[int]]]
-"""Prompt ids; by kind, ids of prompt + response with and without its end."""
+_Encoded = tuple[list[int], dict[str, list[int]], Mapping[str, list[int] | None]]
+"""Prompt ids; by kind, ids of prompt + response with and without its end: None where
+it does not stand in what the template made of it."""
 
 
 def _encode_text(
@@ -163,21 +169,19 @@ def _encode_messages(
     codec: TextCodec,
     system_instruction: str | None,
 ) -> _Encoded:
-    if codec.render is None:
-        raise UnsupportedBackendError(
-            f"probe {probe.probe_id!r} needs a chat template (its prompt is messages, "
-            "or a template was asked for), and the tokenizer has none. Score text "
-            "prompts without --apply_chat_template, or set a template."
-        )
+    whose = f"probe {probe.probe_id!r}"
     messages = as_messages(probe.prompt, system_instruction)
-    opening = codec.render(messages, True)
-    whole, bare = {}, {}
+    opening = render(codec, messages, whose, opening=True)
+    whole: dict[str, list[int]] = {}
+    bare: dict[str, list[int] | None] = {}
     for kind, text in texts.items():
         answer = {"role": "assistant", "content": text}
-        rendered = codec.render([*messages, answer], False)
+        rendered = render(codec, [*messages, answer], whose, opening=False)
         whole[kind] = codec.encode_rendered(rendered)
-        end = rendered.rfind(text.strip()) + len(text.strip())
-        bare[kind] = codec.encode_rendered(rendered[:end])
+        place, end = rendered.rfind(text.strip()), len(text.strip())
+        bare[kind] = (
+            None if place < 0 else codec.encode_rendered(rendered[: place + end])
+        )
     return codec.encode_rendered(opening), whole, bare
 
 
@@ -191,18 +195,43 @@ def encode_prompt(
     """The tokens that a response follows: with a template, up to its opening.
 
     Raises:
-        UnsupportedBackendError: when a template is needed and the tokenizer has none.
+        UnsupportedBackendError: when a template is needed and the tokenizer has none,
+            or one that refuses the messages.
     """
     if isinstance(prompt, str) and not apply_chat_template:
         return codec.encode(_with_system(prompt, system_instruction))
+    messages = as_messages(prompt, system_instruction)
+    return codec.encode_rendered(render(codec, messages, "a prompt", opening=True))
+
+
+def render(
+    codec: TextCodec, messages: Sequence[Message], whose: str, *, opening: bool
+) -> str:
+    """Messages as the model's chat template writes them.
+
+    Args:
+        whose: the probe, for errors.
+        opening: up to where the assistant's turn opens.
+
+    Raises:
+        UnsupportedBackendError: when the tokenizer has no template, or one that refuses
+            the messages.
+    """
     if codec.render is None:
         raise UnsupportedBackendError(
-            "a prompt needs a chat template (it is messages, or a template was asked "
-            "for), and the tokenizer has none. Leave out --apply_chat_template, or set "
-            "a template."
+            f"{whose} needs a chat template (its prompt is messages, or a template was "
+            "asked for), and the tokenizer has none. Score text prompts without "
+            "--apply_chat_template, or set a template."
         )
-    messages = as_messages(prompt, system_instruction)
-    return codec.encode_rendered(codec.render(messages, True))
+    try:
+        return codec.render(messages, opening)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UnsupportedBackendError(
+            f"{whose}: the tokenizer's chat template refuses its messages ({error}); "
+            f"their roles: {roles}. Leave such messages, or --system_instruction, out, "
+            "or set a template that takes them."
+        ) from error
 
 
 def _with_system(prompt: str, system_instruction: str | None) -> str:

@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from ldeval.checkpoints import check_weights, describe_checkpoint, weights_hash
 from ldeval.errors import CheckpointError, UnsupportedBackendError
 from ldeval.records import Checkpoint, Probe, Response
-from ldeval.scoring.encode import as_messages, tokenizer_codec
+from ldeval.scoring.batch import end_tokens
+from ldeval.scoring.encode import as_messages, render, tokenizer_codec
 from ldeval.scoring.models import loading, open_tokenizer, start_model, trusts_code
 
 TEMPERATURE = 0.7
@@ -112,12 +115,11 @@ class InitialSampler:
 
     def _request(self, probe: Probe) -> Request:
         codec = self._codec
-        if codec.render is not None:
-            text = codec.render(as_messages(probe.prompt), True)
-            return Request(text, tuple(codec.encode_rendered(text)), None)
-        if isinstance(probe.prompt, str):
+        if isinstance(probe.prompt, str) and codec.render is None:
             return Request(probe.prompt, tuple(codec.encode(probe.prompt)), None)
-        return Request("", (), None)
+        messages = as_messages(probe.prompt)
+        text = render(codec, messages, f"probe {probe.probe_id!r}", opening=True)
+        return Request(text, tuple(codec.encode_rendered(text)), None)
 
     def _texts(self, requests: Sequence[Request]) -> list[str]:
         if not requests:
@@ -185,16 +187,16 @@ class _Transformers:
     """One request at a time through transformers, each with a seed of its own."""
 
     def __init__(self, model: str, temperature: float, limit: int) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self._tokenizer = open_tokenizer(model)
+        self.tokenizer = open_tokenizer(model)
         with loading(model):
-            self._network = AutoModelForCausalLM.from_pretrained(
+            self.model = AutoModelForCausalLM.from_pretrained(
                 model,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
             ).eval()
+        self._ends = end_tokens(self)
+        _forget_preferences(self)
         self._sampling = {"do_sample": True, "temperature": temperature}
         self._limit = limit
 
@@ -205,21 +207,29 @@ class _Transformers:
         prompt = torch.tensor([request.ids])
         how: dict[str, Any] = {"do_sample": False}
         if request.seed is not None:
-            how = {**self._sampling, "top_p": 1.0, "top_k": 0}
+            how = self._sampling
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             if request.seed is not None:
                 torch.manual_seed(request.seed)
-            output = self._network.generate(
+            output = self.model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 **how,
                 max_new_tokens=self._limit,
-                pad_token_id=self._tokenizer.pad_token_id
-                or self._tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
             )
         new = output[0, len(request.ids) :].tolist()
-        text = str(self._tokenizer.decode(new, skip_special_tokens=True))
-        return text, self._tokenizer.eos_token_id in new
+        text = str(self.tokenizer.decode(new, skip_special_tokens=True))
+        return text, not self._ends.isdisjoint(new)
+
+
+def _forget_preferences(lm: Any) -> None:
+    """Let a model draw from its own probabilities: its generation settings may hold a
+    penalty, suppressed tokens or another cut. Only the end tokens stay."""
+    ends = sorted(end_tokens(lm))
+    lm.model.generation_config = GenerationConfig(
+        top_p=1.0, top_k=0, eos_token_id=ends or None
+    )
 
 
 class _Harness:
@@ -247,14 +257,14 @@ class _Harness:
         # a server's name for the model need not be one that holds a tokenizer
         arguments = {"pretrained": model, "tokenizer": model, **model_args}
         self._lm = start_model(backend, arguments, Checkpoint(model, 0))
+        if isinstance(self._lm, HFLM):
+            _forget_preferences(self._lm)
         trusted = trusts_code(model_args)
         self._tokenizer = open_tokenizer(model, trust_remote_code=trusted)
         self._temperature = temperature
         self._limit = limit
 
     def __call__(self, requests: Sequence[Request]) -> list[tuple[str, bool]]:
-        from lm_eval.models.huggingface import HFLM
-
         if isinstance(self._lm, HFLM):  # seeds are torch's there, not the request's
             texts = []
             for request in requests:

@@ -103,7 +103,13 @@ def lend_tokenizer(
 
 
 def start_model(model: str, arguments: dict[str, Any], checkpoint: Checkpoint) -> Any:
-    """Build the model; a checkpoint that its library cannot load is a broken one."""
+    """Build the model.
+
+    Raises:
+        CheckpointError: its library cannot load the checkpoint.
+        UnsupportedBackendError: nothing takes an argument of this name, or its value.
+        MissingExtraError: a package is absent.
+    """
     cls = _class(model)
     if "device" in inspect.signature(cls.__init__).parameters:
         arguments.setdefault("device", _device())
@@ -112,6 +118,13 @@ def start_model(model: str, arguments: dict[str, Any], checkpoint: Checkpoint) -
             return cls.create_from_arg_obj(arguments)
     except ImportError as error:
         raise MissingExtraError(error.name or model, _extra(model)) from error
+    except (TypeError, AttributeError) as error:
+        # a name that nothing takes, or a dtype that torch does not have
+        raise UnsupportedBackendError(
+            f"--model {model} cannot be started with its arguments "
+            f"({', '.join(arguments)}): {error}. Is each spelled as lm_eval and the "
+            "model's library take it?"
+        ) from error
 
 
 def open_tokenizer(place: str | Path, *, trust_remote_code: bool = False) -> Any:

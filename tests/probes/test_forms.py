@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -85,7 +86,19 @@ def test_a_cut_prefers_the_end_of_a_sentence() -> None:
     assert match_length("short", 6, LengthBand(1.25), COUNT) is None
 
 
-def test_a_tokenizer_file_counts_as_the_model_does(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_tokenizer_that_was_saved_to_cut_and_fill_up_counts_every_token(
+    tmp_path: Path,
+) -> None:
+    tokenizer = tiny_tokenizer()
+    whole = len(tokenizer("rice " * 50, add_special_tokens=False)["input_ids"])
+    tokenizer("rice", padding="max_length", max_length=8, truncation=True)
+    tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    counter = token_counter(tmp_path)
+    assert counter.count("rice " * 50) == whole > 8
+    assert counter.count("a") == 1
+
+
+def test_a_tokenizer_file_counts_as_the_model_does(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     counter = token_counter(tmp_path)

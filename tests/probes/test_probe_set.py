@@ -168,3 +168,5 @@ def test_limits_keep_the_first_of_each_split_in_file_order() -> None:
         "heldout-002",
     ]
     assert len(probes.limited(None, 0)) == sum(p.trained for p in probes)
+    with pytest.raises(ProbeError, match="no probe within a limit of 0 trained"):
+        probes.limited(0, 0)

@@ -15,10 +15,11 @@ from ldeval.records import Probe
 from ldeval.scoring.encode import (
     common_prefix_length,
     encode_probe,
+    encode_prompt,
     tokenizer_codec,
     tokenizer_hash,
 )
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import TEMPLATE, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CODEC = tokenizer_codec(TOKENIZER)
@@ -106,6 +107,20 @@ def test_the_span_without_end_leaves_the_end_out() -> None:
     assert TOKENIZER.decode(chat.ids[chat.start : chat.stop]).strip() == "Because."
 
 
+def test_an_end_that_cannot_be_told_apart_is_excluded_by_name() -> None:
+    # as templates of reasoning models do
+    thought = "{{ message['content'].split('</think>')[-1] }}"
+    template = TEMPLATE.replace("{{ message['content'] }}", thought)
+    codec = tokenizer_codec(tiny_tokenizer(template=template))
+    item = probe([{"role": "user", "content": "Why?"}], rejected="So</think> it is.")
+    encoded = encode_probe(item, codec, span="no_end")
+    assert [r.kind for r in encoded.responses] == ["chosen"]
+    (excluded,) = encoded.excluded
+    assert excluded.kind == "rejected"
+    assert excluded.reason.startswith("changed by the chat template")
+    assert not encode_probe(item, codec).excluded
+
+
 def test_the_templates_tail_belongs_to_the_response() -> None:
     messages = [{"role": "user", "content": "Why?"}]
     response = encode_probe(probe(messages), CODEC).responses[0]
@@ -190,6 +205,23 @@ def test_messages_without_a_template_are_refused() -> None:
     codec = tokenizer_codec(tiny_tokenizer(template=None))
     with pytest.raises(UnsupportedBackendError, match="needs a chat template"):
         encode_probe(probe([{"role": "user", "content": "x"}]), codec)
+
+
+def test_messages_that_the_template_refuses_are_refused_by_name() -> None:
+    # as Gemma's and Mistral's templates do
+    template = (
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+    )
+    codec = tokenizer_codec(tiny_tokenizer(template=template))
+    talk = [{"role": "user", "content": "x"}]
+    assert encode_probe(probe(talk), codec).responses
+    with pytest.raises(UnsupportedBackendError) as caught:
+        encode_probe(probe(talk), codec, system_instruction="Be brief.")
+    for part in ("'a'", "System role not supported", "system, user"):
+        assert part in str(caught.value)
+    with pytest.raises(UnsupportedBackendError, match="System role not supported"):
+        encode_prompt(talk, codec, system_instruction="Be brief.")
 
 
 def test_the_tokenizer_hash_ignores_padding_state_and_template() -> None:

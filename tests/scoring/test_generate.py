@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ldeval.errors import CheckpointError, UnsupportedBackendError
 from ldeval.probes import parse_probe
 from ldeval.records import Probe
 from ldeval.scoring.encode import as_messages
-from ldeval.scoring.generate import InitialSampler
+from ldeval.scoring.generate import InitialSampler, Request, _Transformers
 from tests.tiny import save_tiny, tiny_tokenizer
 
 
@@ -88,14 +89,52 @@ def test_the_greedy_response_is_the_argmax_and_kept_apart(
         assert set(probe.responses) <= {"chosen", "initial"}
 
 
+@pytest.mark.parametrize(("backend", "arguments"), BACKENDS)
+def test_a_models_generation_settings_bend_no_sample(
+    model: str, tmp_path: Path, backend: str, arguments: dict[str, str]
+) -> None:
+    other = Path(shutil.copytree(model, tmp_path / "m"))
+    settings = GenerationConfig.from_pretrained(model)
+    settings.update(repetition_penalty=5.0, top_k=1, do_sample=True)
+    settings.save_pretrained(other)
+
+    def sampled(folder: str) -> list[tuple[str, str]]:
+        sampler = InitialSampler(
+            folder, backend=backend, model_args=arguments, max_new_tokens=8, greedy=True
+        )
+        found = sampler(probes(3))
+        greedy = [str(probe.meta["initial_greedy"]) for probe in found]
+        return list(zip(texts(found), greedy, strict=True))
+
+    assert sampled(str(other)) == sampled(model)
+
+
+def test_an_end_of_the_models_own_ends_a_sample(model: str, tmp_path: Path) -> None:
+    # Gemma's, for one: its tokenizer names another end than that of a turn
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = [300, 301]
+    for _ in range(3):
+        with torch.no_grad():
+            ids.append(int(network(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert len(set(ids)) == 5
+    other = Path(shutil.copytree(model, tmp_path / "m"))
+    settings = GenerationConfig.from_pretrained(model)
+    settings.eos_token_id = [settings.eos_token_id, ids[-1]]
+    settings.save_pretrained(other)
+
+    generate = _Transformers(str(other), 0.7, 8)
+    text = AutoTokenizer.from_pretrained(model).decode(ids[2:])
+    assert generate([Request("", (300, 301), None)]) == [(text, True)]
+
+
 def test_a_model_without_a_template_goes_on_from_the_text(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m", tokenizer=tiny_tokenizer(template=None))
     sampler = InitialSampler(str(folder), max_new_tokens=8)
+    (sampled,) = sampler(probes(1))
+    assert "initial" in sampled.responses
     talk = ({"role": "user", "content": "Hi"},)
-    plain, messages = probes(1)[0], replace(probes(2)[1], prompt=talk)
-    sampled = sampler([plain, messages])
-    assert "initial" in sampled[0].responses
-    assert "initial" not in sampled[1].responses, "messages need a template"
+    with pytest.raises(UnsupportedBackendError, match="'p0' needs a chat template"):
+        sampler([replace(probes(1)[0], prompt=talk)])
 
 
 def test_a_backend_that_takes_messages_is_refused(model: str) -> None:
