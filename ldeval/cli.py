@@ -143,14 +143,14 @@ def _sweep_command(commands: Any) -> None:
     command.add_argument("--span", choices=["trl", "no_end"], default="trl")
     command.add_argument(
         "--limit",
-        type=whole_number,
+        type=whole_number(),
         nargs=2,
         metavar=("TRAINED", "HELDOUT"),
         default=None,
     )
     command.add_argument(
         "--greedy",
-        type=_tokens,
+        type=whole_number(1),
         default=0,
         metavar="TOKENS",
         help="let every checkpoint continue each prompt greedily, for at most so many "
@@ -174,12 +174,6 @@ def _sweep_command(commands: Any) -> None:
         help="with --watch: end when no checkpoint has come for so long",
     )
     add_plan_options(command)
-
-
-def _tokens(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens, e.g. 64")
-    return int(text)
 
 
 def _sweep(options: argparse.Namespace) -> int:

@@ -62,11 +62,18 @@ class Noted(argparse.Action):
         namespace.given = (*before, self.option_strings[0])
 
 
-def whole_number(text: str) -> int:
-    """The value of an option that counts something, of which there may be none."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of them, e.g. 4")
-    return int(text)
+def whole_number(least: int = 0) -> Callable[[str], int]:
+    """What reads the value of an option that counts something, of which there are
+    ``least`` at least."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no whole number of {least} or more"
+            )
+        return int(text)
+
+    return read
 
 
 def keep_sources(output: Path, *sources: str | Path | None) -> None:

@@ -64,7 +64,7 @@ def _add_input(group: Any) -> None:
         )
     group.add_argument(
         "--limit",
-        type=whole_number,
+        type=whole_number(),
         nargs=2,
         metavar=("TRAINED", "HELDOUT"),
         default=None,
@@ -76,7 +76,10 @@ def _add_input(group: Any) -> None:
     )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument(
-        "--max-chars", type=_positive, default=20_000, help="longest response (20000)"
+        "--max-chars",
+        type=whole_number(1),
+        default=20_000,
+        help="longest response (20000)",
     )
 
 
@@ -119,11 +122,16 @@ def _add_rephraser(group: Any) -> None:
         help="other instructions: system, semantic, format, random_sentence",
     )
     add("--cache", type=Path, metavar="FILE", help="of answers (OUTPUT.answers.sqlite)")
-    add("--concurrency", type=_positive, default=8)
+    add("--concurrency", type=whole_number(1), default=8)
     add("--requests-per-minute", type=_amount)
     add("--timeout", type=_amount, default=120.0, metavar="SECONDS")
-    add("--retries", type=whole_number, default=6)
-    add("--tries", type=_positive, default=3, help="answers asked for (3) a response")
+    add("--retries", type=whole_number(), default=6)
+    add(
+        "--tries",
+        type=whole_number(1),
+        default=3,
+        help="answers asked for (3) a response",
+    )
     add(
         "--retry-refused",
         nargs=0,
@@ -158,7 +166,7 @@ def _add_initial(group: Any) -> None:
     add = partial(group.add_argument, action=Noted)
     add("--initial-backend", default="hf", help="harness model type")
     add("--initial-args", default="", help="its --model_args")
-    add("--initial-tokens", type=_positive, default=128)
+    add("--initial-tokens", type=whole_number(1), default=128)
     add(
         "--initial-greedy",
         nargs=0,
@@ -213,13 +221,6 @@ def _amount(text: str) -> float:
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = whole_number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
 
 

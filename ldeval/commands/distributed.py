@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldeval.commands import Noted
+from ldeval.commands import Noted, whole_number
 from ldeval.errors import MismatchError, UnsupportedBackendError
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def add_ray_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ray-workers",
         action=Noted,
-        type=_count,
+        type=whole_number(1),
         metavar="N",
         help="default: all that have room",
     )
     group.add_argument(
         "--ray-shards",
         action=Noted,
-        type=_count,
+        type=whole_number(1),
         metavar="N",
         help="default: one a worker",
     )
@@ -57,7 +57,7 @@ def add_ray_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ray-retries",
         action=Noted,
-        type=_retries,
+        type=whole_number(),
         default=3,
         metavar="N",
         help="how often a shard is given out again after its worker was lost",
@@ -77,18 +77,6 @@ def ray_asked(options: argparse.Namespace) -> bool:
             "one process. Add --ray, or leave it out."
         )
     return options.ray is not None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of them, e.g. 4")
-    return int(text)
-
-
-def _retries(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of times, e.g. 3")
-    return int(text)
 
 
 def _amount(text: str) -> float:

@@ -47,7 +47,7 @@ def add_probes_commands(commands: Any) -> None:
     command.add_argument("file", type=Path, nargs="?")
     command.add_argument("--id", help="only this probe")
     command.add_argument(
-        "-n", type=whole_number, default=1, help="how many (default 1)"
+        "-n", type=whole_number(), default=1, help="how many (default 1)"
     )
     command = add_command(sub, "import", _import, "convert a probe file of others")
     command.add_argument("file", type=Path)

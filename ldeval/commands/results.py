@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldeval.commands import add_command, local_path, store_place
+from ldeval.commands import add_command, local_path, store_place, whole_number
 from ldeval.commands.output import complain, say
 from ldeval.errors import CheckpointError, MismatchError
 from ldeval.files import write_whole
@@ -357,7 +357,7 @@ def _import_commands(commands: Any) -> None:
         if name == "lm_eval":
             command.add_argument(
                 "--step",
-                type=_at_least(0),
+                type=whole_number(),
                 required=True,
                 help="optimizer step of the model",
             )
@@ -365,30 +365,13 @@ def _import_commands(commands: Any) -> None:
         if name == "reference":
             command.add_argument(
                 "--every",
-                type=_at_least(1),
+                type=whole_number(1),
                 metavar="EXAMPLES",
                 help="examples trained on between evaluations",
             )
             command.add_argument(
                 "--heldout", action="store_true", help="its prompts are not trained on"
             )
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    """What reads a whole number of an option, none below ``least``."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no whole number of {least} or more"
-            )
-        return value
-
-    return read
 
 
 def _import_reference(options: argparse.Namespace) -> int:

@@ -209,7 +209,7 @@ def test_a_length_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         main(["sweep", "run", "--store", str(tmp_path), "--greedy", text])
-    assert "is no number of tokens" in capsys.readouterr().err
+    assert "is no whole number of 1 or more" in capsys.readouterr().err
 
 
 def test_the_commands_keep_and_tell_it(
