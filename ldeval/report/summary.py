@@ -7,9 +7,10 @@ from ldeval.report.change_tables import change_table, margin_table
 from ldeval.report.escape import for_ascii, visible
 from ldeval.report.greedy_tables import greedy_sentence
 from ldeval.report.measure_tables import claim_table, trajectory_table
+from ldeval.report.provenance import excluded_table
 from ldeval.report.tables import Style, to_terminal, wrap
 from ldeval.report.verdict_tables import verdict_table
-from ldeval.report.words import SPLITS, standing_sentences
+from ldeval.report.words import SPLITS, floor_sentence
 
 
 def print_summary(
@@ -40,15 +41,17 @@ def print_summary(
         tables.append(verdict_table(comparison))
     if any(claim.state != "undecided" for claim in comparison.claims):
         tables.append(claim_table(comparison, brief=True))
+    if (left_out := excluded_table(comparison)).rows:
+        tables.append(left_out)
     parts = [to_terminal(table, width=width, style=style) for table in tables]
-    said = standing_sentences(comparison)
+    said, notes = [floor_sentence(comparison)], [*comparison.notes]
     if (path := comparison.greedy) is not None:
-        decoded = greedy_sentence(path, split)
-        said = (*([decoded] if decoded else []), *path.notes, *said)
-    if not comparison.manifests:
-        said = comparison.notes
-    standing = visible(". ".join(sentence.rstrip(".") for sentence in said) + ".")
-    lines = wrap(for_ascii(standing) if style == "ascii" else standing, width)
+        said = [*filter(None, [greedy_sentence(path, split)]), *said]
+        notes = [*path.notes, *notes]
+    lines: list[str] = []
+    for text in (" ".join(said), *(f"- {note}" for note in notes)):
+        shown = visible(text)
+        lines += wrap(for_ascii(shown) if style == "ascii" else shown, width)
     heading = visible(comparison.run)
     heading = for_ascii(heading) if style == "ascii" else heading
     return "\n".join([heading, "", *parts, *lines]) + "\n"

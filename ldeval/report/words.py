@@ -289,18 +289,7 @@ def net_shares(flow: Flow) -> dict[str, float]:
 
 def standing_sentences(comparison: Comparison) -> tuple[str, ...]:
     """What holds for the whole run: the noise floor, and whether ends persist."""
-    floor = comparison.noise_floor
-    if not math.isnan(floor):
-        shown = number(floor, 3, signed=False)
-        sentences = [
-            f"Changes within ±{shown} nats/token (the noise floor, or the smallest "
-            "change worth the name where that is larger) are not called changes."
-        ]
-    else:
-        sentences = [
-            f"The noise floor is not known: changes within {percent(FLOOR_SHARE)} of a "
-            "kind's first value are not called changes."
-        ]
+    sentences = [floor_sentence(comparison)]
     if not comparison.persistence_assessed:
         sentences.append(
             f"Persistence is not assessed: with "
@@ -308,3 +297,18 @@ def standing_sentences(comparison: Comparison) -> tuple[str, ...]:
             "checkpoint alone."
         )
     return tuple(sentences)
+
+
+def floor_sentence(comparison: Comparison) -> str:
+    """Within which bounds nothing is called a change."""
+    floor = comparison.noise_floor
+    if math.isnan(floor):
+        return (
+            f"The noise floor is not known: changes within {percent(FLOOR_SHARE)} of a "
+            "kind's first value are not called changes."
+        )
+    shown = number(floor, 3, signed=False)
+    return (
+        f"Changes within ±{shown} nats/token (the noise floor, or the smallest change "
+        "worth the name where that is larger) are not called changes."
+    )

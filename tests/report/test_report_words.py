@@ -12,6 +12,7 @@ from ldeval.records import (
     Comparison,
     Conjunct,
     Estimate,
+    Excluded,
     Flow,
     KindChange,
     Margin,
@@ -317,3 +318,17 @@ def test_the_summary_has_the_changes_the_margin_and_every_verdict(
     assert "Margin (chosen − rejected)" in text
     assert max(map(len, text.splitlines())) <= 100
     assert print_summary(comparison, style="ascii").isascii()
+
+
+def test_the_summary_says_what_was_left_out_and_what_to_know(
+    comparison: Comparison,
+) -> None:
+    left_out = Excluded("long-probe", "chosen", "longer than the model's context")
+    text = print_summary(
+        dataclasses.replace(
+            comparison, excluded=(left_out,), notes=("mixed dtype: bfloat16, float32",)
+        )
+    )
+    assert "longer than the model's context" in text
+    assert "long-probe (chosen)" in text
+    assert "\n- mixed dtype: bfloat16, float32\n" in text
