@@ -7,7 +7,7 @@ read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ldeval.files import (
@@ -17,9 +17,7 @@ from ldeval.files import (
     understood,
 )
 from ldeval.printable import quoted
-from ldeval.store.layout import (
-    TRAINED,
-)
+from ldeval.store.layout import TRAINED
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +80,7 @@ def read_trained_counts(run: str | Path) -> dict[int, int] | None:
     Raises:
         StoreError: when the record is damaged, naming the line.
     """
-    path = place(run) / TRAINED
-    if not path.is_file():
-        return None
-    steps: dict[int, int] = {}
-    for step, examples, _ in _trained_lines(path):
-        steps[step] = steps.get(step, 0) + len(examples)
-    return steps
+    return _totals(run, lambda examples, _: len(examples))
 
 
 def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
@@ -98,14 +90,23 @@ def read_trained_tokens(run: str | Path) -> dict[int, int] | None:
     Raises:
         StoreError: when the record is damaged, naming the line.
     """
+    return _totals(run, lambda _, tokens: tokens)
+
+
+def _totals(
+    run: str | Path, of: Callable[[list[str], int | None], int | None]
+) -> dict[int, int] | None:
+    """The sum over each step's lines of what ``of`` says of a line's examples and
+    tokens; None where it says nothing of one, or nothing was recorded."""
     path = place(run) / TRAINED
     if not path.is_file():
         return None
     steps: dict[int, int] = {}
-    for step, _, tokens in _trained_lines(path):
-        if tokens is None:
+    for step, examples, tokens in _trained_lines(path):
+        value = of(examples, tokens)
+        if value is None:
             return None
-        steps[step] = steps.get(step, 0) + tokens
+        steps[step] = steps.get(step, 0) + value
     return steps
 
 
