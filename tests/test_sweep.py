@@ -607,13 +607,19 @@ def test_a_setting_that_no_checkpoint_can_be_scored_with_ends_the_sweep(
 
 
 @pytest.mark.parametrize(
-    "mistake", [{"dtyp": "float32"}, {"dtype": "float99"}], ids=["name", "value"]
+    ("mistake", "told"),
+    [
+        ({"dtyp": "float32"}, "'dtyp'"),
+        ({"dtype": "float99"}, "'float99'"),
+        ({"max_length": "long"}, "max_length='long'"),
+    ],
+    ids=["name", "value", "number"],
 )
 def test_an_argument_that_nothing_takes_ends_the_sweep_by_name(
-    trained: Path, tmp_path: Path, mistake: dict[str, str]
+    trained: Path, tmp_path: Path, mistake: dict[str, str], told: str
 ) -> None:
     settings = sweep_settings(trained, tmp_path, model_args={**ARGS, **mistake})
-    with pytest.raises(UnsupportedBackendError, match=r"dtyp|float99"):
+    with pytest.raises(UnsupportedBackendError, match=told):
         sweep(trained / "run", settings)
 
 

@@ -274,6 +274,7 @@ def codec_of(lm: Any) -> TextCodec:
 
     Raises:
         ScoringError: when the model has no tokenizer.
+        UnsupportedBackendError: its ``max_length`` is no number.
     """
     tokenizer = getattr(lm, "tokenizer", None)
     if tokenizer is None or not callable(getattr(lm, "tok_encode", None)):
@@ -283,13 +284,23 @@ def codec_of(lm: Any) -> TextCodec:
         options.setdefault("enable_thinking", lm.enable_thinking)
     if getattr(lm, "hf_chat_template", None) is not None:
         options["chat_template"] = lm.hf_chat_template
-    limit = getattr(lm, "max_length", None)
     return tokenizer_codec(
         tokenizer,
         encode=lambda text: _ids(lm.tok_encode(text)),
-        max_length=None if limit is None else int(limit),
+        max_length=_limit(lm),
         template_options=options,
     )
+
+
+def _limit(lm: Any) -> int | None:
+    limit = getattr(lm, "max_length", None)
+    try:
+        return None if limit is None else int(limit)
+    except ValueError as error:
+        raise UnsupportedBackendError(
+            f"max_length={limit!r} in --model_args is no number of tokens. Give one, "
+            "or leave it out."
+        ) from error
 
 
 def tokenizer_codec(
