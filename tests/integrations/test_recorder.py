@@ -202,11 +202,27 @@ def test_ids_may_be_given_beside_the_data(
     )
 
 
+def plain_trainer(model: Path, output: Path, data: Any) -> Trainer:
+    """A trainer of transformers over six rows, two a step."""
+    from transformers import AutoModelForCausalLM, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_steps=3,
+    )
+    network = AutoModelForCausalLM.from_pretrained(str(model))
+    return Trainer(network, arguments, train_dataset=data)
+
+
 def test_a_plain_trainer_and_a_plain_dataset_are_recorded_too(
     model: Path, tmp_path: Path
 ) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, TrainingArguments
 
     class Rows(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
@@ -216,17 +232,7 @@ def test_a_plain_trainer_and_a_plain_dataset_are_recorded_too(
             ids = torch.tensor([index + 1] * 5)
             return {"input_ids": ids, "labels": ids}
 
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "run"),
-        max_steps=3,
-        per_device_train_batch_size=2,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-    )
-    network = AutoModelForCausalLM.from_pretrained(str(model))
-    run = Trainer(network, arguments, train_dataset=Rows())
+    run = plain_trainer(model, tmp_path / "run", Rows())
     record_examples(run, [f"row {n}" for n in range(6)])
     run.train()
     kept = recorded(tmp_path / "run")
@@ -238,28 +244,16 @@ def test_a_plain_trainer_and_a_plain_dataset_are_recorded_too(
 def test_ids_that_are_numbers_are_their_digits_in_data_of_tensors_too(
     model: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoModelForCausalLM, TrainingArguments
-
     rows = [
         {"input_ids": [n + 1] * 5, "labels": [n + 1] * 5, "id": n} for n in range(6)
     ]
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "run"),
-        max_steps=3,
-        per_device_train_batch_size=2,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        save_steps=3,
-    )
-    network = AutoModelForCausalLM.from_pretrained(str(model))
     data = Dataset.from_list(rows).with_format("torch")
-    run = Trainer(network, arguments, train_dataset=data)
+    run = plain_trainer(model, tmp_path / "run", data)
     record_examples(run, "id")
     run.train()
     kept = recorded(tmp_path / "run")
     assert sorted(name for ids in kept.values() for name in ids) == list("012345")
-    fresh = Trainer(network, arguments, train_dataset=data)
+    fresh = plain_trainer(model, tmp_path / "run", data)
     for ids in ("id", list(data["id"])):
         (tmp_path / "run" / "trained.jsonl").unlink()
         recompute_examples(tmp_path / "run", ids, fresh)
