@@ -1,4 +1,4 @@
-"""Sweeps over real tiny checkpoints: resumed, killed, past broken ones, watching."""
+"""Sweeps over real tiny checkpoints: resumed, killed, past broken ones."""
 
 from __future__ import annotations
 
@@ -396,61 +396,6 @@ def test_another_runs_scores_are_taken_over_part_by_part(
     np.testing.assert_array_equal(back.logprob_sums, whole.logprob_sums)
 
 
-def test_adapters_that_were_moved_away_from_their_base_stand_upon_the_one_given(
-    trained: Path, tmp_path: Path
-) -> None:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = trained / "base"
-    model = AutoModelForCausalLM.from_pretrained(base)
-    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    adapter = tmp_path / "run" / "checkpoint-5"
-    get_peft_model(model, config).save_pretrained(adapter)
-    sweep(tmp_path / "run", sweep_settings(trained, tmp_path / "there"))
-    path = adapter / "adapter_config.json"
-    path.write_text(path.read_text().replace(str(base), "/elsewhere/base"))
-    result = sweep(tmp_path / "run", sweep_settings(trained, tmp_path / "here"))
-    assert (result.scored, result.broken) == ((0, 5), ())
-    there, here = (load_run(tmp_path / name / "run") for name in ("there", "here"))
-    np.testing.assert_array_equal(there[1].logprob_sums, here[1].logprob_sums)
-    assert here[1].manifest.stored_dtype == there[1].manifest.stored_dtype == "F32"
-
-
-def test_one_adapter_upon_two_bases_has_scores_of_its_own_upon_each(
-    trained: Path, tmp_path: Path
-) -> None:
-    """Its own weights are the same, and so are their hashes."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    bases = {"one": trained / "base", "two": trained / "run" / "checkpoint-30"}
-    model = AutoModelForCausalLM.from_pretrained(bases["one"])
-    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    network = get_peft_model(model, config)
-    args = {**ARGS, "tokenizer": str(trained / "base")}
-    asked = sweep_settings(trained, tmp_path / "store", base=None, model_args=args)
-    for name, base in bases.items():
-        adapter = tmp_path / name / "checkpoint-5"
-        network.peft_config["default"].base_model_name_or_path = str(base)
-        network.save_pretrained(adapter)
-        asked = replace(asked, run=name)
-        assert sweep(tmp_path / name, asked).scored == (5,)
-        assert sweep(tmp_path / name, asked).kept == (5,)
-    one, two = (load_run(tmp_path / "store" / name)[0] for name in bases)
-    assert one.manifest.weights_hash == two.manifest.weights_hash
-    assert two.manifest.settings["base"] == weights_hash(bases["two"])
-    assert not np.allclose(one.logprob_sums, two.logprob_sums)
-    # and a run whose base was another one before is not taken for finished
-    network.peft_config["default"].base_model_name_or_path = str(bases["one"])
-    network.save_pretrained(adapter)
-    with pytest.raises(MismatchError, match="holds scores with settings base="):
-        sweep(tmp_path / "two", asked)
-    with_base = replace(asked, run="with", base=str(bases["one"]))
-    sweep(tmp_path / "two", with_base)
-    assert "base" not in load_run(tmp_path / "store" / "with")[1].manifest.settings
-
-
 def test_what_was_trained_goes_into_the_store(trained: Path, tmp_path: Path) -> None:
     copy = copy_run(trained, tmp_path)
     line = json.dumps({"step": 1, "examples": ["train-001"]}) + "\n"
@@ -476,50 +421,6 @@ def test_a_sweep_keeps_its_texts_and_a_page_of_it_spells_every_token(
     ]
     assert data["pieces"]
     assert None not in data["pieces"]
-
-
-def test_watching_scores_checkpoints_as_they_appear_and_stops_at_the_last(
-    trained: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "live"
-    source = trained / "run"
-    arriving = iter(["checkpoint-10", "checkpoint-20", "checkpoint-30"])
-
-    def train(_: float) -> None:
-        """A trainer that keeps one checkpoint (save_total_limit=1)."""
-        name = next(arriving)
-        shutil.rmtree(run, ignore_errors=True)
-        # half a checkpoint: weights without the state that is written last
-        shutil.copytree(source / name, run / name)
-
-    result = watch(
-        run, sweep_settings(trained, tmp_path / "store"), interval=0.0, sleep=train
-    )
-    assert result.scored == (0, 10, 20, 30)
-    whole = load_run(tmp_path / "store" / "run")
-    assert [t.manifest.step for t in whole] == [0, 10, 20, 30]
-
-
-def test_a_checkpoint_being_written_is_left_alone(
-    trained: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "live"
-    shutil.copytree(trained / "run" / "checkpoint-30", run / "checkpoint-30")
-    state = run / "checkpoint-30" / "trainer_state.json"
-    content = state.read_text()
-    state.unlink()
-    looks: list[int] = []
-
-    def finish(_: float) -> None:
-        looks.append(1)
-        if len(looks) == 3:
-            state.write_text(content)
-
-    result = watch(
-        run, sweep_settings(trained, tmp_path / "store"), interval=0.0, sleep=finish
-    )
-    assert len(looks) == 3
-    assert result.scored == (0, 30)
 
 
 def command(trained: Path, store: Path) -> list[str]:
@@ -621,37 +522,6 @@ def test_an_argument_that_nothing_takes_ends_the_sweep_by_name(
     settings = sweep_settings(trained, tmp_path, model_args={**ARGS, **mistake})
     with pytest.raises(UnsupportedBackendError, match=told):
         sweep(trained / "run", settings)
-
-
-def test_a_checkpoint_that_is_deleted_while_it_is_scored_is_scored(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "live"
-    shutil.copytree(trained / "run" / "checkpoint-30", run / "checkpoint-30")
-    opened = RestartedModels.open
-
-    def deleting(self: RestartedModels, checkpoint: Any) -> Any:
-        if checkpoint.step == 30:
-            shutil.rmtree(run / "checkpoint-30")
-        return opened(self, checkpoint)
-
-    monkeypatch.setattr(RestartedModels, "open", deleting)
-    result = watch(run, sweep_settings(trained, tmp_path / "store"), interval=0.0)
-    assert result.scored == (0, 30)
-    manifest = read_table(step_folder(tmp_path / "store", "run", 30)).manifest
-    assert manifest.checkpoint == str(run / "checkpoint-30")
-    assert manifest.stored_dtype == "F32"
-    assert [p.name for p in (tmp_path / "store").iterdir()] == ["run"]
-
-
-def test_watching_ends_when_nothing_comes(trained: Path, tmp_path: Path) -> None:
-    result = watch(
-        tmp_path / "nothing",
-        sweep_settings(trained, tmp_path / "store"),
-        interval=0.01,
-        idle=0.05,
-    )
-    assert result.scored == (0,)
 
 
 class WrongSwap(RestartedModels):
