@@ -230,6 +230,7 @@ class Sweep:
             return
         step, folder = earlier[0].step, earlier[0].folder
         manifest = read_manifest(folder)
+        # refuses scores that answer another question, whatever the weights were
         is_finished(folder, replace(question, weights_hash=manifest.weights_hash))
         if self._settings.greedy:
             asked = self._asked_of_decodes(manifest.weights_hash)
